@@ -1,0 +1,23 @@
+"""The one mapping from an exception to the errno that a client sees."""
+
+import traceback
+from collections.abc import Callable
+from errno import EIO, ENOMEM
+from typing import Any
+
+import structlog
+
+log: Callable[..., Any] = structlog.get_logger("vfs").error
+
+
+def errno_of(error: BaseException, where: str = "") -> int:
+    """Return the errno for `error`: an OSError's own, ENOMEM, else EIO with the traceback logged.
+
+    `where` names the request in the log. Never raises.
+    """
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    if isinstance(error, MemoryError):
+        return ENOMEM
+    log("request failed", where=where, error=repr(error), traceback="".join(traceback.format_exception(error)))
+    return EIO
