@@ -1,0 +1,97 @@
+"""What the server is told at start: one frozen value, checked once, passed down from the composition root."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+SIZE = re.compile(r"(\d{1,15})([KMGT]?)(?:i?B)?", re.IGNORECASE)
+UID_MAX = 2**31 - 1
+SOCKET_PATH_MAX = 107
+"""Bytes that sun_path holds before its NUL (unix(7))."""
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message names it."""
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes that `text` means: a number with an optional K, M, G or T (powers of 1024). ConfigError."""
+    match = SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ConfigError(f"not a size: {text!r} (a number, optionally with K, M, G or T)")
+    return int(match[1]) << 10 * " KMGT".index(match[2].upper() or " ")
+
+
+def default_state(env: Mapping[str, str], uid: int) -> Path:
+    """Return where the server keeps what outlives it: WANIXFS_STATE, /var/lib for root, else XDG_STATE_HOME."""
+    if named := env.get("WANIXFS_STATE"):
+        return Path(named)
+    if uid == 0:
+        return Path("/var/lib/wanixfs")
+    return Path(env.get("XDG_STATE_HOME") or Path(env.get("HOME", "/")) / ".local/state") / "wanixfs"
+
+
+def default_socket(env: Mapping[str, str], uid: int, state: Path) -> Path:
+    """Return the unix socket that server and clients agree on when nobody says otherwise."""
+    if uid == 0:
+        return Path("/run/wanixfs/9p")
+    if runtime := env.get("XDG_RUNTIME_DIR"):
+        return Path(runtime) / "wanixfs/9p"
+    return state / "9p"
+
+
+def default_address(env: Mapping[str, str], uid: int) -> str:
+    """Return the address a client dials: WANIXFS_ADDR, else the default socket of this user's server."""
+    return env.get("WANIXFS_ADDR") or f"unix!{default_socket(env, uid, default_state(env, uid))}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of one server. Seconds, bytes, counts; paths are absolute. ConfigError when a value cannot be used."""
+
+    state: Path
+    listen: tuple[str, ...]
+    """Addresses of the 9P server, as `vfs.ninep.address` writes them."""
+    mount: Path | None = None
+    """Where the administrator's tree is mounted; None serves 9P only."""
+    namespace: Path | None = None
+    """The namespace(6)-style script of the init namespace; None is the one that is shipped."""
+    group: str | None = None
+    """Members of this group may make tasks too."""
+    token: str | None = None
+    """What a TCP client must present; None: a fresh one, kept in the state directory."""
+    keep_tasks: int = 1000
+    keep_seconds: float = 24 * 3600
+    """Exited tasks are kept until they are older than this or more than `keep_tasks`."""
+    grace_seconds: float = 300
+    """How long a task may stay allocated without ever being configured or started."""
+    spool_limit: int = 64 << 20
+    """Newest bytes kept of each output stream."""
+    first_uid: int = 200_000
+    last_uid: int = 265_535
+    """Uids given to task users, both inclusive."""
+
+    def __post_init__(self) -> None:
+        for name, path in (("state", self.state), ("mount", self.mount), ("namespace", self.namespace)):
+            if path is not None and not path.is_absolute():
+                raise ConfigError(f"{name}: not an absolute path: {path}")
+        if not self.listen:
+            raise ConfigError("listen: at least one address is needed")
+        for address in self.listen:
+            path_part = address.removeprefix("unix!")
+            if path_part != address and len(os.fsencode(path_part)) > SOCKET_PATH_MAX:
+                raise ConfigError(f"listen: longer than a unix socket path may be ({SOCKET_PATH_MAX} bytes): {address}")
+        if self.mount is not None and (self.mount == self.state or self.mount in self.state.parents):
+            raise ConfigError(f"mount: would hide the state directory: {self.mount}")
+        for name, value, least in (
+            ("keep-tasks", self.keep_tasks, 0),
+            ("keep-seconds", self.keep_seconds, 0),
+            ("grace", self.grace_seconds, 1),
+            ("spool-limit", self.spool_limit, 4096),
+        ):
+            if not value >= least:
+                raise ConfigError(f"{name}: at least {least} is needed, not {value}")
+        if not 1 <= self.first_uid <= self.last_uid <= UID_MAX:
+            raise ConfigError(f"uids: not a range of task users: {self.first_uid}-{self.last_uid}")
