@@ -1,0 +1,1 @@
+"""What a task is and how it lives: its description, states, descriptors, tree and drivers."""

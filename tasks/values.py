@@ -1,0 +1,77 @@
+"""The values that control verbs take: sizes, signals, numbers, assignments. EINVAL with the reason for all else."""
+
+import re
+import signal
+from errno import EINVAL
+
+_SIZE = re.compile(r"(\d{1,18})([KMGT]?)(?:i?B)?", re.IGNORECASE | re.ASCII)
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_NUMBER = re.compile(r"-?\d{1,18}", re.ASCII)
+_DECIMAL = re.compile(r"\d{1,9}(\.\d{1,9})?", re.ASCII)
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}", re.ASCII)
+
+
+def invalid(message: str) -> OSError:
+    """Return an EINVAL with this message."""
+    return OSError(EINVAL, message)
+
+
+def size(word: str) -> int:
+    """Return the bytes that "100M", "64k", "1GiB" or a plain number mean (powers of 1024), more than 0."""
+    match = _SIZE.fullmatch(word)
+    if match is None or not int(match[1]):
+        raise invalid(f"not a size: {word[:64]!r}")
+    return int(match[1]) * _UNITS[match[2].upper()]
+
+
+def number(word: str, low: int, high: int) -> int:
+    """Return a decimal whole number from `low` to `high`."""
+    if _NUMBER.fullmatch(word) is None or not low <= int(word) <= high:
+        raise invalid(f"not a number from {low} to {high}: {word[:64]!r}")
+    return int(word)
+
+
+def decimal(word: str, low: float, high: float) -> float:
+    """Return a decimal number from `low` to `high`."""
+    if _DECIMAL.fullmatch(word) is None or not low <= float(word) <= high:
+        raise invalid(f"not a number from {low:g} to {high:g}: {word[:64]!r}")
+    return float(word)
+
+
+def signal_number(word: str) -> int:
+    """Return the signal that "15", "TERM" or "SIGTERM" names (signal(7))."""
+    if word.isascii() and word.isdigit():
+        value = int(word) if len(word) < 4 else 0
+        if not 1 <= value < signal.NSIG:
+            raise invalid(f"no such signal: {word[:64]}")
+        return value
+    name = word.upper()
+    try:
+        return signal.Signals[name if name.startswith("SIG") else f"SIG{name}"].value
+    except KeyError:
+        raise invalid(f"no such signal: {word[:64]!r}") from None
+
+
+def assignment(word: str) -> tuple[str, str]:
+    """Return K and V of "K=V"; K is a name as shells have it (letters, digits, underscore)."""
+    key, equals, value = word.partition("=")
+    if not equals:
+        raise invalid(f"not K=V: {word[:64]!r}")
+    return variable(key), value
+
+
+def variable(name: str) -> str:
+    """Return `name` if it can be an environment variable's."""
+    if _NAME.fullmatch(name) is None:
+        raise invalid(f"not a variable name: {name[:64]!r}")
+    return name
+
+
+def label(word: str) -> tuple[str, str]:
+    """Return K and V of a label: K up to 63 of letters, digits, "-_./", V up to 255 printable characters."""
+    key, equals, value = word.partition("=")
+    if not equals or re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_./-]{0,62}", key, re.ASCII) is None:
+        raise invalid(f"not a label K=V: {word[:64]!r}")
+    if len(value) > 255 or (value and not value.isprintable()):
+        raise invalid("a label's value is at most 255 printable characters")
+    return key, value

@@ -1,0 +1,196 @@
+"""Control files: one command a line, an error is that write's errno, and `cat ctl` is the manual."""
+
+import inspect
+import os
+import stat as statmod
+from collections.abc import Awaitable, Callable, Mapping
+from errno import E2BIG, EBADF, EINVAL
+from typing import Protocol, TypeVar
+
+from vfs.files import Synthetic, as_bytes, as_text
+from vfs.node import Caller, Handle
+from vfs.words import split_commands, split_line
+
+MAX_LINE = 1 << 20
+"""Bytes of one command at the most, E2BIG beyond."""
+WHOLE_WRITE = 4096
+"""A write shorter than this ends with a whole command even without a newline (a shell splits its writes here)."""
+
+Verb = Callable[..., "Awaitable[None] | None"]
+F = TypeVar("F", bound=Verb)
+
+
+class Refusal(Protocol):
+    """Where the message of the last refused command is kept ("" after one that was accepted)."""
+
+    error: str
+
+
+class Kept:
+    """A `Refusal` of its own."""
+
+    def __init__(self) -> None:
+        self.error = ""
+
+
+def usage(text: str) -> Callable[[F], F]:
+    """State a verb's words where its signature cannot (flags, alternatives)."""
+
+    def mark(verb: F) -> F:
+        verb.__dict__["usage"] = text
+        return verb
+
+    return mark
+
+
+def usage_line(name: str, verb: Verb) -> str:
+    """Return `NAME WORDS  # first line of the docstring`."""
+    words = getattr(verb, "usage", None)
+    if words is None:
+        words = name
+        for parameter in inspect.signature(verb).parameters.values():
+            shown = parameter.name.upper()
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                words += f" [{shown}...]"
+            elif parameter.default is not parameter.empty:
+                words += f" [{shown}]"
+            else:
+                words += f" {shown}"
+    doc = (verb.__doc__ or "").strip().partition("\n")[0]
+    return f"{words:<28}  # {doc}" if doc else words
+
+
+def takes(verb: Verb, words: int) -> bool:
+    """Tell whether `verb` can be called with that many words."""
+    parameters = inspect.signature(verb).parameters.values()
+    least = sum(p.default is p.empty and p.kind is not p.VAR_POSITIONAL for p in parameters)
+    most = len(parameters)
+    return least <= words and (words <= most or any(p.kind is p.VAR_POSITIONAL for p in parameters))
+
+
+class Control(Synthetic):
+    """A control file over a table of verbs (source order is the order of its manual).
+
+    A verb gets the line's further words as `str`; it changes everything or raises OSError and changes nothing.
+    `def` verbs run inline; an `async def` one may wait, and its writer with it.
+    """
+
+    __slots__ = ("note", "refusal", "verbs")
+
+    def __init__(
+        self,
+        verbs: Mapping[str, Verb],
+        *,
+        refusal: Refusal | None = None,
+        note: Callable[[], str] | None = None,
+        mode: int = 0o600,
+    ) -> None:
+        super().__init__(statmod.S_IFREG | mode)
+        self.verbs = verbs
+        self.refusal: Refusal = refusal or Kept()
+        self.note = note
+
+    async def open(self, flags: int, who: Caller) -> Handle:
+        return ControlHandle(self)
+
+    def manual(self) -> str:
+        lines = [f"# error: {self.refusal.error}"] if self.refusal.error else []
+        if self.note is not None:
+            lines.append(self.note())
+        lines += [usage_line(name, verb) for name, verb in self.verbs.items()]
+        return "\n".join(lines)
+
+    async def run(self, words: list[str]) -> None:
+        """Run one command, keeping its refusal. EINVAL for an unknown verb, a wrong number of words or a NUL."""
+        try:
+            name, *rest = words
+            if any("\0" in word for word in words):
+                raise OSError(EINVAL, "NUL in command")
+            verb = self.verbs.get(name)
+            if verb is None:
+                raise OSError(EINVAL, f"unknown verb: {name[:64]!r}")
+            if not takes(verb, len(rest)):
+                raise OSError(EINVAL, f"usage: {usage_line(name, verb).partition('  #')[0].strip()}")
+            done = verb(*rest)
+            if done is not None:
+                await done
+        except OSError as refused:
+            self.refusal.error = refused.strerror or os.strerror(refused.errno or EINVAL)
+            raise
+        self.refusal.error = ""
+
+
+class LineHandle(Handle):
+    """Takes whole lines off the writes to an open file and hands each on, in order, before the write is answered."""
+
+    __slots__ = ("_tail", "_text")
+
+    def __init__(self) -> None:
+        self._tail = ""
+        self._text = b""
+
+    def text(self) -> str:
+        """Return what a read at offset 0 shows."""
+        raise OSError(EBADF, "write only")
+
+    async def run(self, words: list[str]) -> None:
+        raise NotImplementedError
+
+    def refuse(self, error: OSError) -> None:
+        """Keep the message of a line that could not even be split into words."""
+
+    async def read(self, size: int, offset: int, nonblock: bool = False) -> bytes | memoryview:
+        if offset == 0:
+            self._text = as_bytes(self.text())
+        return self._text[offset : offset + size]
+
+    async def write(self, data: bytes | memoryview, offset: int, nonblock: bool = False) -> int:
+        taken = len(data)
+        text = self._tail + as_text(bytes(data))
+        self._tail = ""
+        commands, tail = split_commands(text)
+        if len(tail) > MAX_LINE or any(sum(map(len, words)) > MAX_LINE for words in commands):
+            error = OSError(E2BIG, f"a command is at most {MAX_LINE} bytes")
+            self.refuse(error)
+            raise error
+        for words in commands:
+            await self.run(words)
+        if taken < WHOLE_WRITE:
+            await self._finish(tail)
+        else:
+            self._tail = tail
+        return taken
+
+    async def flush(self) -> None:
+        tail, self._tail = self._tail, ""
+        await self._finish(tail)
+
+    async def _finish(self, tail: str) -> None:
+        if not tail:
+            return
+        try:
+            words = split_line(tail)
+        except OSError as error:
+            self.refuse(error)
+            raise
+        if words:
+            await self.run(words)
+
+
+class ControlHandle(LineHandle):
+    """An open `Control`."""
+
+    __slots__ = ("_node",)
+
+    def __init__(self, node: Control) -> None:
+        super().__init__()
+        self._node = node
+
+    def text(self) -> str:
+        return self._node.manual()
+
+    async def run(self, words: list[str]) -> None:
+        await self._node.run(words)
+
+    def refuse(self, error: OSError) -> None:
+        self._node.refusal.error = error.strerror or "refused"
