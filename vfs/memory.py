@@ -1,0 +1,552 @@
+"""A writable POSIX tree in memory: `/cap/new/mem`, and what other trees are compared with.
+
+A node is the file itself, so an unlinked file lives as long as someone holds its node or a handle, and its memory
+returns when the last of them goes. Everything kept (bytes, names, attributes) is charged to one budget per tree.
+
+Opening a fifo, socket or device is ENXIO: kernels that mount this tree give fifos and devices their meaning
+themselves and never ask us to open one.
+"""
+
+import os
+import stat as statmod
+import time
+from collections.abc import Sequence
+from errno import (
+    E2BIG,
+    EBADF,
+    EEXIST,
+    EINVAL,
+    EISDIR,
+    ELOOP,
+    EMLINK,
+    ENAMETOOLONG,
+    ENODATA,
+    ENOENT,
+    ENOSPC,
+    ENOTDIR,
+    ENOTEMPTY,
+    ENOTSUP,
+    ENXIO,
+    EPERM,
+    ERANGE,
+    EXDEV,
+)
+from stat import S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, S_ISGID, S_ISUID, S_IXGRP
+
+from vfs.node import Caller, DirEntry, Handle, Node, SetStat, Stat, StatFs, check_name, no_entry, node_id
+from vfs.sparse import Sparse
+
+INODE_COST = 1024
+NAME_COST = 512
+MAX_LINKS = 65000
+RELATIME_NS = 24 * 3600 * 10**9
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+XATTR_NAME_MAX = 255
+XATTR_SIZE_MAX = 65536
+XATTR_LIST_MAX = 65536
+
+
+class MemoryTree:
+    """A tree whose memory is bounded by `max_bytes` (ENOSPC beyond).
+
+    `label` names the tree among all that a server serves: the root's id is derived from it, the other ids are
+    new in every process, so that an id kept from before a restart never names another file.
+    """
+
+    __slots__ = ("_count", "_label", "label", "max_bytes", "root", "used")
+
+    def __init__(self, *, label: str, uid: int = 0, gid: int = 0, mode: int = 0o755, max_bytes: int = 1 << 30) -> None:
+        self.label = label
+        self.max_bytes = max_bytes
+        self.used = 0
+        self._label = f"{label}\0{os.urandom(8).hex()}"
+        self._count = 0
+        self.root = MemoryDir(self, S_IFDIR | mode, uid, gid)
+        self.root.id = node_id("memory", label)
+        self.root.parent = self.root
+
+    def charge(self, amount: int) -> None:
+        """Take `amount` bytes of the budget (ENOSPC), or give them back where it is negative."""
+        if amount > self.max_bytes - self.used:
+            raise OSError(ENOSPC, "memory tree is full")
+        self.used += amount
+
+    def next_id(self) -> int:
+        self._count += 1
+        return node_id(self._label, self._count)
+
+
+class MemoryNode(Node):
+    """What files, directories, links and special files have in common."""
+
+    __slots__ = ("atime", "cost", "ctime", "gid", "mode", "mtime", "nlink", "rdev", "tree", "uid", "xattrs")
+
+    def __init__(self, tree: MemoryTree, mode: int, uid: int, gid: int, rdev: int = 0) -> None:
+        self.tree = tree
+        self.cost = 0
+        self.charge(INODE_COST)
+        self.id = tree.next_id()
+        self.mode, self.uid, self.gid, self.rdev = mode, uid, gid, rdev
+        self.nlink = 0
+        self.atime = self.mtime = self.ctime = time.time_ns()
+        self.xattrs: dict[str, bytes] = {}
+
+    def __del__(self) -> None:
+        self.tree.used -= self.cost + self.kept
+
+    def charge(self, amount: int) -> None:
+        """Charge the tree for something that lives as long as this node."""
+        self.tree.charge(amount)
+        self.cost += amount
+
+    @property
+    def size(self) -> int:
+        return 0
+
+    @property
+    def kept(self) -> int:
+        return 0
+
+    def changed(self, *, content: bool = False) -> None:
+        """Set ctime to now, and mtime too where the content changed."""
+        self.ctime = time.time_ns()
+        if content:
+            self.mtime = self.ctime
+
+    def accessed(self) -> None:
+        """Set atime by the rule of relatime (mount(8)), so that reading does not always write."""
+        now = time.time_ns()
+        if self.atime <= max(self.mtime, self.ctime) or now - self.atime > RELATIME_NS:
+            self.atime = now
+
+    def drop_privileges(self) -> None:
+        """Clear setuid, and setgid where it means execution, as a change by another than root must."""
+        if not statmod.S_ISDIR(self.mode):
+            self.mode &= ~(S_ISUID | S_ISGID if self.mode & S_IXGRP else S_ISUID)
+
+    async def stat(self) -> Stat:
+        return Stat(
+            self.mode,
+            self.id,
+            self.nlink,
+            self.uid,
+            self.gid,
+            self.size,
+            self.atime,
+            self.mtime,
+            self.ctime,
+            (self.kept + 511) // 512,
+            4096,
+            self.rdev,
+        )
+
+    async def setstat(self, change: SetStat, who: Caller) -> None:
+        if change.size is not None:
+            self.resize(change.size, who)
+        if change.uid is not None or change.gid is not None:
+            self.uid = self.uid if change.uid is None else change.uid
+            self.gid = self.gid if change.gid is None else change.gid
+            self.drop_privileges()
+        if change.mode is not None:
+            if statmod.S_ISLNK(self.mode):
+                raise OSError(ENOTSUP, "a symbolic link has no mode")
+            mode = change.mode & 0o7777
+            if who.uid != 0 and self.gid != who.gid and self.gid not in who.groups:
+                mode &= ~S_ISGID
+            self.mode = S_IFMT(self.mode) | mode
+        self.changed()
+        if change.atime_ns is not None:
+            self.atime = change.atime_ns
+        if change.mtime_ns is not None:
+            self.mtime = change.mtime_ns
+
+    def resize(self, size: int, who: Caller) -> None:
+        raise OSError(EISDIR if statmod.S_ISDIR(self.mode) else EINVAL, "not a regular file")
+
+    async def open(self, flags: int, who: Caller) -> Handle:
+        raise OSError(ENXIO, "a special file of a memory tree cannot be opened here")
+
+    async def statfs(self) -> StatFs:
+        free = self.tree.max_bytes - self.tree.used
+        return StatFs(
+            bsize=4096,
+            blocks=self.tree.max_bytes // 4096,
+            bfree=free // 4096,
+            bavail=free // 4096,
+            files=self.tree.max_bytes // INODE_COST,
+            ffree=free // INODE_COST,
+        )
+
+    async def listxattr(self) -> Sequence[str]:
+        return tuple(self.xattrs)
+
+    async def getxattr(self, name: str) -> bytes:
+        check_xattr_name(name)
+        value = self.xattrs.get(name)
+        if value is None:
+            raise OSError(ENODATA, "no such attribute")
+        return value
+
+    async def setxattr(self, name: str, value: bytes, flags: int, who: Caller) -> None:
+        self._may_set_xattr(name, who)
+        if flags & ~3 or flags == 3:
+            raise OSError(EINVAL, "unknown flags")
+        if len(value) > XATTR_SIZE_MAX:
+            raise OSError(E2BIG, "attribute value longer than 64 KiB")
+        old = self.xattrs.get(name)
+        if old is not None and flags & os.XATTR_CREATE:
+            raise OSError(EEXIST, "attribute exists")
+        if old is None and flags & os.XATTR_REPLACE:
+            raise OSError(ENODATA, "no such attribute")
+        if old is None and sum(len(os.fsencode(n)) + 1 for n in (*self.xattrs, name)) > XATTR_LIST_MAX:
+            raise OSError(ENOSPC, "too many attributes")
+        self.charge(len(value) - len(old) if old is not None else len(value) + NAME_COST)
+        self.xattrs[name] = bytes(value)
+        self.changed()
+
+    async def removexattr(self, name: str, who: Caller) -> None:
+        self._may_set_xattr(name, who)
+        value = self.xattrs.pop(name, None)
+        if value is None:
+            raise OSError(ENODATA, "no such attribute")
+        self.charge(-len(value) - NAME_COST)
+        self.changed()
+
+    def _may_set_xattr(self, name: str, who: Caller) -> None:
+        """xattr(7): user attributes belong to files and directories only, trusted ones to root."""
+        check_xattr_name(name)
+        if name.startswith("trusted.") and who.uid != 0:
+            raise OSError(EPERM, "only root sets trusted attributes")
+        if name.startswith("user.") and S_IFMT(self.mode) not in (S_IFREG, S_IFDIR):
+            raise OSError(EPERM, "no user attributes on links and special files")
+
+
+class MemoryFile(MemoryNode):
+    """A regular file."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, tree: MemoryTree, mode: int, uid: int, gid: int) -> None:
+        self.data = Sparse(tree.charge)
+        super().__init__(tree, mode, uid, gid)
+
+    @property
+    def size(self) -> int:
+        return self.data.size
+
+    @property
+    def kept(self) -> int:
+        return self.data.kept
+
+    def modified(self, who: Caller) -> None:
+        """Account for a change of content by `who`."""
+        self.changed(content=True)
+        if who.uid != 0:
+            self.drop_privileges()
+
+    def resize(self, size: int, who: Caller) -> None:
+        self.data.truncate(size)
+        self.modified(who)
+
+    async def open(self, flags: int, who: Caller) -> Handle:
+        if flags & os.O_DIRECTORY:
+            raise OSError(ENOTDIR, "not a directory")
+        if flags & os.O_TRUNC and flags & os.O_ACCMODE != os.O_RDONLY:
+            self.resize(0, who)
+        return MemoryHandle(self, flags, who)
+
+
+class MemoryHandle(Handle):
+    """An open file. The kernel may cache its pages, so mmap works; it sees changes by others through mtime."""
+
+    __slots__ = ("_file", "_flags", "_who")
+
+    direct = False
+
+    def __init__(self, file: MemoryFile, flags: int, who: Caller) -> None:
+        self._file = file
+        self._flags = flags
+        self._who = who
+
+    def _for_writing(self) -> MemoryFile:
+        if self._flags & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(EBADF, "not open for writing")
+        return self._file
+
+    async def read(self, size: int, offset: int, nonblock: bool = False) -> bytes:
+        if self._flags & os.O_ACCMODE == os.O_WRONLY:
+            raise OSError(EBADF, "not open for reading")
+        data = self._file.data.read(size, offset)
+        if not self._flags & os.O_NOATIME:
+            self._file.accessed()
+        return data
+
+    async def write(self, data: bytes | memoryview, offset: int, nonblock: bool = False) -> int:
+        file = self._for_writing()
+        if not len(data):
+            return 0
+        taken = file.data.write(data, file.data.size if self._flags & os.O_APPEND else offset)
+        file.modified(self._who)
+        return taken
+
+    async def seek(self, offset: int, whence: int) -> int:
+        if whence == os.SEEK_DATA:
+            return self._file.data.seek_data(offset)
+        if whence == os.SEEK_HOLE:
+            return self._file.data.seek_hole(offset)
+        raise OSError(EINVAL, "only SEEK_DATA and SEEK_HOLE")
+
+    async def allocate(self, mode: int, offset: int, length: int) -> None:
+        file = self._for_writing()
+        file.data.allocate(mode, offset, length)
+        file.modified(self._who)
+
+
+class MemoryLink(MemoryNode):
+    """A symbolic link."""
+
+    __slots__ = ("target",)
+
+    def __init__(self, tree: MemoryTree, target: str, uid: int, gid: int) -> None:
+        super().__init__(tree, S_IFLNK | 0o777, uid, gid)
+        self.target = target
+        self.charge(self.size)
+
+    @property
+    def size(self) -> int:
+        return len(os.fsencode(self.target))
+
+    async def open(self, flags: int, who: Caller) -> Handle:
+        raise OSError(ELOOP, "a symbolic link")
+
+    async def readlink(self) -> str:
+        self.accessed()
+        return self.target
+
+
+class MemoryDir(MemoryNode):
+    """A directory. `parent` is None once it has been removed."""
+
+    __slots__ = ("entries", "parent")
+
+    def __init__(self, tree: MemoryTree, mode: int, uid: int, gid: int) -> None:
+        super().__init__(tree, mode, uid, gid)
+        self.nlink = 2
+        self.entries: dict[str, MemoryNode] = {}
+        self.parent: MemoryDir | None = None
+
+    @property
+    def size(self) -> int:
+        return len(self.entries)
+
+    async def open(self, flags: int, who: Caller) -> Handle:
+        raise OSError(EISDIR, "is a directory")
+
+    async def lookup(self, name: str, who: Caller) -> MemoryNode:
+        return self._entry(name)
+
+    async def readdir(self, who: Caller) -> Sequence[DirEntry]:
+        self.accessed()
+        return [DirEntry(name, node.id, S_IFMT(node.mode)) for name, node in self.entries.items()]
+
+    async def create(self, name: str, flags: int, mode: int, who: Caller) -> tuple[MemoryNode, Handle]:
+        self._check_new(name)
+        file = MemoryFile(self.tree, S_IFREG | self._inherited_mode(mode, who), who.uid, self._gid_for(who))
+        self._add(name, file)
+        return file, MemoryHandle(file, flags, who)
+
+    async def mkdir(self, name: str, mode: int, who: Caller) -> MemoryNode:
+        self._check_new(name)
+        mode = S_IFDIR | mode & 0o1777 | self.mode & S_ISGID
+        node = MemoryDir(self.tree, mode, who.uid, self._gid_for(who))
+        self._add(name, node)
+        return node
+
+    async def symlink(self, name: str, target: str, who: Caller) -> MemoryNode:
+        if not target or "\0" in target:
+            raise OSError(EINVAL if target else ENOENT, "not a link target")
+        if len(os.fsencode(target)) > 4095:
+            raise OSError(ENAMETOOLONG, "link target longer than 4095 bytes")
+        self._check_new(name)
+        node = MemoryLink(self.tree, target, who.uid, self._gid_for(who))
+        self._add(name, node)
+        return node
+
+    async def mknod(self, name: str, mode: int, rdev: int, who: Caller) -> MemoryNode:
+        self._check_new(name)
+        kind = S_IFMT(mode) or S_IFREG
+        full = kind | self._inherited_mode(mode, who)
+        node: MemoryNode
+        if kind == S_IFREG:
+            node = MemoryFile(self.tree, full, who.uid, self._gid_for(who))
+        elif kind in (statmod.S_IFIFO, statmod.S_IFSOCK):
+            node = MemoryNode(self.tree, full, who.uid, self._gid_for(who))
+        elif kind in (statmod.S_IFCHR, statmod.S_IFBLK):
+            if who.uid != 0:
+                raise OSError(EPERM, "only root makes devices")
+            node = MemoryNode(self.tree, full, who.uid, self._gid_for(who), rdev)
+        else:
+            raise OSError(EPERM if kind == S_IFDIR else EINVAL, "not a type that mknod makes")
+        self._add(name, node)
+        return node
+
+    async def link(self, target: Node, name: str, who: Caller) -> None:
+        self._check_new(name)
+        if not isinstance(target, MemoryNode) or target.tree is not self.tree:
+            raise OSError(EXDEV, "another tree")
+        if isinstance(target, MemoryDir):
+            raise OSError(EPERM, "a directory has one name")
+        if target.nlink == 0:
+            raise OSError(ENOENT, "the file has been removed")
+        if target.nlink >= MAX_LINKS:
+            raise OSError(EMLINK, "too many links")
+        self._add(name, target)
+        target.changed()
+
+    async def unlink(self, name: str, who: Caller) -> None:
+        node = self._entry(name)
+        if isinstance(node, MemoryDir):
+            raise OSError(EISDIR, "is a directory")
+        self._remove(name)
+
+    async def rmdir(self, name: str, who: Caller) -> None:
+        node = self._entry(name)
+        if not isinstance(node, MemoryDir):
+            raise OSError(ENOTDIR, "not a directory")
+        if node.entries:
+            raise OSError(ENOTEMPTY, "directory not empty")
+        self._remove(name)
+
+    async def rename(self, name: str, new_dir: Node, new_name: str, flags: int, who: Caller) -> None:
+        if flags not in (0, RENAME_NOREPLACE, RENAME_EXCHANGE):
+            raise OSError(EINVAL, "unknown rename flags")
+        if not isinstance(new_dir, MemoryNode) or new_dir.tree is not self.tree:
+            raise OSError(EXDEV, "another tree")
+        if not isinstance(new_dir, MemoryDir):
+            raise OSError(ENOTDIR, "not a directory")
+        node = self._entry(name)
+        check_name(new_name)
+        if new_dir.parent is None:
+            raise OSError(ENOENT, "the directory has been removed")
+        there = new_dir.entries.get(new_name)
+        if there is not None and flags & RENAME_NOREPLACE:
+            raise OSError(EEXIST, "name is taken")
+        if there is None and flags & RENAME_EXCHANGE:
+            raise no_entry(new_name)
+        if new_dir._is_below(node):
+            raise OSError(EINVAL, "cannot move a directory below itself")
+        if there is not None and self._is_below(there):
+            raise OSError(EINVAL if flags & RENAME_EXCHANGE else ENOTEMPTY, "that directory holds this one")
+        if there is node:
+            return
+        if flags & RENAME_EXCHANGE:
+            assert there is not None
+            self._put(name, there)
+            there.changed()
+        else:
+            _check_replaceable(node, there)
+            if there is not None:
+                new_dir._remove(new_name)
+            del self.entries[name]
+            self._lost(node)
+            self.charge(-NAME_COST)  # given back first, so that a full tree can rename
+            new_dir.charge(NAME_COST)
+        new_dir._put(new_name, node)
+        node.changed()
+
+    def _entry(self, name: str) -> MemoryNode:
+        node = self.entries.get(name)
+        if node is None:
+            raise no_entry(check_name(name))
+        return node
+
+    def _check_new(self, name: str) -> None:
+        check_name(name)
+        if self.parent is None:
+            raise OSError(ENOENT, "the directory has been removed")
+        if name in self.entries:
+            raise OSError(EEXIST, f"file exists: {name!r}")
+
+    def _gid_for(self, who: Caller) -> int:
+        return self.gid if self.mode & S_ISGID else who.gid
+
+    def _inherited_mode(self, mode: int, who: Caller) -> int:
+        """inode_init_owner's rule: an executable setgid file only for members of the group it will get."""
+        mode &= 0o7777
+        if mode & S_ISGID and mode & S_IXGRP and self.mode & S_ISGID and who.uid != 0:
+            member = self.gid == who.gid or self.gid in who.groups
+            return mode if member else mode & ~S_ISGID
+        return mode
+
+    def _is_below(self, node: MemoryNode) -> bool:
+        """Tell whether `node` is this directory or above it."""
+        here: MemoryDir = self
+        while here is not node:
+            if here.parent is None or here.parent is here:
+                return False
+            here = here.parent
+        return True
+
+    def _add(self, name: str, node: MemoryNode) -> None:
+        """Give `node` a further name here."""
+        self.charge(NAME_COST)
+        if not isinstance(node, MemoryDir):
+            node.nlink += 1
+        self.entries[name] = node
+        self._got(node)
+
+    def _put(self, name: str, node: MemoryNode) -> None:
+        """Let `name` mean `node`, which comes from another name; what was there goes there or has gone."""
+        there = self.entries.get(name)
+        if there is not None:
+            self._lost(there)
+        self.entries[name] = node
+        self._got(node)
+
+    def _remove(self, name: str) -> None:
+        """Take `name` away from a node that may go."""
+        node = self.entries.pop(name)
+        self.charge(-NAME_COST)
+        self._lost(node)
+        if isinstance(node, MemoryDir):
+            node.parent = None
+            node.nlink = 0
+        else:
+            node.nlink -= 1
+        node.changed()
+
+    def _got(self, node: MemoryNode) -> None:
+        if isinstance(node, MemoryDir):
+            node.parent = self
+            self.nlink += 1
+        self.changed(content=True)
+
+    def _lost(self, node: MemoryNode) -> None:
+        if isinstance(node, MemoryDir):
+            self.nlink -= 1
+        self.changed(content=True)
+
+
+def check_xattr_name(name: str) -> None:
+    """ERANGE for an empty name or one past 255 bytes, ENOTSUP outside "user." and "trusted."."""
+    if not 0 < len(os.fsencode(name)) <= XATTR_NAME_MAX:
+        raise OSError(ERANGE, "attribute name of 1 to 255 bytes")
+    namespace, _, rest = name.partition(".")
+    if namespace not in ("user", "trusted"):
+        raise OSError(ENOTSUP, "only user and trusted attributes")
+    if not rest or "\0" in rest:
+        raise OSError(EINVAL, "not an attribute name")
+
+
+def _check_replaceable(node: MemoryNode, there: MemoryNode | None) -> None:
+    """Raise what rename(2) says where `node` may not take the place of `there`."""
+    if there is None:
+        return
+    if isinstance(node, MemoryDir):
+        if not isinstance(there, MemoryDir):
+            raise OSError(ENOTDIR, "a directory replaces directories only")
+        if there.entries:
+            raise OSError(ENOTEMPTY, "directory not empty")
+    elif isinstance(there, MemoryDir):
+        raise OSError(EISDIR, "is a directory")
