@@ -461,9 +461,8 @@ class BroadcastHandle(Handle):
         self._node.forget(self)
 
 
-def _stat(ino: int, mode: int, uid: int, gid: int) -> Stat:
-    now = time.time_ns()
-    return Stat(statmod.S_IFREG | mode, ino, st_uid=uid, st_gid=gid, st_atime_ns=now, st_mtime_ns=now, st_ctime_ns=now)
+def _stat(ino: int, mode: int, uid: int, gid: int, born: int) -> Stat:
+    return Stat(statmod.S_IFREG | mode, ino, 1, uid, gid, st_atime_ns=born, st_mtime_ns=born, st_ctime_ns=born)
 
 
 def _only_size(change: SetStat) -> None:
