@@ -1,0 +1,275 @@
+"""One task's birth: from a `start` request to a process that runs its program.
+
+The supervisor is single-threaded and small, so it forks by clone3(2). The
+child reports what went wrong through a close-on-exec pipe: an error as
+(errno, text), nothing at all when exec succeeded. Everything that may block
+(a program on a mount whose server is slow) happens in the child.
+"""
+
+import fcntl
+import os
+import resource
+import select
+import signal
+import socket
+import struct
+import termios
+from collections.abc import Sequence
+from errno import EACCES, EINVAL, ENOENT, ENOTDIR, EPERM
+
+from tasks.taskd import root, syscalls
+from tasks.taskd.protocol import Message, integer, table, text, texts
+
+MAX_ARGUMENT = 128 << 10  # the kernel's MAX_ARG_STRLEN
+MAX_PATH = 4096
+MAX_NUMBER = 1023
+MAX_ID = (1 << 32) - 2
+DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
+_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD)
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
+
+
+class Spec:
+    """A `start` request, checked. Descriptors are those of the request: they live as long as its handling."""
+
+    __slots__ = (
+        "argv",
+        "cgroup",
+        "cwd",
+        "env",
+        "fds",
+        "gid",
+        "join",
+        "net",
+        "nice",
+        "plan",
+        "pty",
+        "seccomp",
+        "spool_limit",
+        "spools",
+        "sweep",
+        "task",
+        "uid",
+    )
+
+    def __init__(self, message: Message, fds: Sequence[int]) -> None:
+        def fd(source: Message, key: str) -> int:
+            return fds[integer(source, key, 0, len(fds) - 1)]
+
+        def numbered(key: str) -> dict[int, int]:
+            return {_number(number): fd(table(message, key), number) for number in table(message, key)}
+
+        self.task = text(message, "task", 64)
+        self.argv = texts(message, "argv", MAX_ARGUMENT)
+        if not self.argv or not self.argv[0]:
+            raise OSError(EINVAL, "no command")
+        environment = table(message, "env")
+        self.env = {key: text(environment, key, MAX_ARGUMENT) for key in environment}
+        if any(not key or "=" in key or "\0" in key for key in self.env):
+            raise OSError(EINVAL, "env: bad name")
+        self.cwd = text(message, "cwd", MAX_PATH)
+        self.uid = integer(message, "uid", 0, MAX_ID)
+        self.gid = integer(message, "gid", 0, MAX_ID)
+        self.nice = integer(message, "nice", -20, 19, 0)
+        self.fds = numbered("fds")
+        self.spools = numbered("spools")
+        if self.fds.keys() & self.spools.keys():
+            raise OSError(EINVAL, "a descriptor cannot be given and spooled")
+        self.spool_limit = integer(message, "spool_limit", 1, 1 << 50)
+        self.pty = None
+        if message.get("pty") is not None:
+            size = table(message, "pty")
+            self.pty = (integer(size, "rows", 1, 65535), integer(size, "columns", 1, 65535))
+        self.cgroup = fd(message, "cgroup") if "cgroup" in message else -1
+        self.sweep = fd(message, "sweep") if "sweep" in message else -1
+        join = table(message, "join")
+        self.join = [fd(join, name) for name in join]
+        self.net = text(message, "net", 16, "host")
+        self.seccomp = bytes.fromhex(text(message, "seccomp", 1 << 16, ""))
+        self.plan = root.Plan(table(message, "root"), fds) if message.get("root") is not None else None
+
+
+def _number(key: str) -> int:
+    if not key.isascii() or not key.isdigit() or int(key) > MAX_NUMBER:
+        raise OSError(EINVAL, f"not a descriptor number: {key!r}")
+    return int(key)
+
+
+class Surroundings:
+    """What every launch needs and is opened once, before the first: all of the supervisor's own process."""
+
+    def __init__(self) -> None:
+        self.null = os.open("/dev/null", os.O_RDWR)
+        self.alive = os.pidfd_open(os.getpid())
+        self.pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY)
+        self.open_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+
+def spawn(spec: Spec, given: dict[int, int], terminal: int, around: Surroundings) -> tuple[int, int, int]:
+    """Start the child; return (pid, pid of its namespace's init or 0, descriptor of the status pipe).
+
+    `given` maps its descriptor numbers to open descriptors, `terminal` is the slave side of its terminal or -1.
+    The status pipe ends without a byte once exec succeeded; otherwise it holds what `failure` reads.
+    """
+    status, report = os.pipe()
+    os.set_blocking(status, False)
+    init = 0
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        flags = 0
+        if spec.plan:
+            flags |= syscalls.CLONE_NEWNS | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS
+            init = _spawn_init(around)
+        if spec.net == "none":
+            flags |= syscalls.CLONE_NEWNET
+        main = syscalls.clone3(flags, cgroup=spec.cgroup)
+        if main == 0:
+            _child(spec, given, terminal, around, report)
+    except OSError:
+        os.close(status)
+        if init:
+            os.kill(init, signal.SIGKILL)
+        raise
+    finally:
+        os.close(report)
+        if spec.plan:
+            syscalls.setns(around.pid_namespace, syscalls.CLONE_NEWPID)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    return main, init, status
+
+
+def failure(report: bytes) -> OSError:
+    """Return the error that a child wrote to its status pipe."""
+    return OSError(int.from_bytes(report[:4], "little"), report[4:].decode("utf-8", "replace"))
+
+
+def _spawn_init(around: Surroundings) -> int:
+    """Open a pid namespace for the next child and start its pid 1; the caller returns to its own namespace.
+
+    Pid 1 reaps by ignoring SIGCHLD and otherwise only exists: when it is killed, the kernel kills all the others, and
+    it can be waited for only once they are gone. It is this program's fork only until it has become sleep(1), which is
+    five times smaller.
+    """
+    syscalls.unshare(syscalls.CLONE_NEWPID)
+    init = syscalls.clone3(0)
+    if init:
+        return init
+    try:
+        signal.set_wakeup_fd(-1)
+        for number in _IGNORED:
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        os.setsid()
+        _die_with(around)
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+        syscalls.close_from(0)
+        try:
+            os.execve("/bin/sleep", ["sleep", "infinity"], {})
+        except OSError:
+            while True:
+                signal.pause()
+    finally:
+        os._exit(125)
+
+
+def _die_with(around: Surroundings) -> None:
+    """Be killed when the supervisor dies, also if it died just now."""
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+    if select.select([around.alive], [], [], 0)[0]:
+        os._exit(125)
+
+
+def _child(spec: Spec, given: dict[int, int], terminal: int, around: Surroundings, report: int) -> None:
+    """Become the task's main process. Never returns."""
+    try:
+        wanted = {0: around.null, 1: around.null, 2: around.null, **given}
+        above = max(wanted) + 1  # out of the way of the task's own numbers
+        report = fcntl.fcntl(report, fcntl.F_DUPFD_CLOEXEC, above)
+        around.alive = fcntl.fcntl(around.alive, fcntl.F_DUPFD_CLOEXEC, above)
+        wanted = {number: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for number, fd in wanted.items()}
+        _become(spec, wanted, terminal, around)
+    except OSError as error:
+        text = (error.strerror or "").encode("utf-8", "replace")[:500]
+        os.write(report, (error.errno or EINVAL).to_bytes(4, "little") + text)
+    finally:
+        os._exit(125)
+
+
+def _become(spec: Spec, given: dict[int, int], terminal: int, around: Surroundings) -> None:
+    signal.set_wakeup_fd(-1)
+    for ignored in _IGNORED:
+        signal.signal(ignored, signal.SIG_DFL)
+    os.setsid()
+    for fd in spec.join:
+        os.write(fd, b"0")
+    if spec.nice:
+        os.setpriority(os.PRIO_PROCESS, 0, spec.nice)
+    if spec.net == "none":
+        _raise_loopback()
+    if spec.plan:
+        spec.plan.build()
+    if terminal >= 0:
+        fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+    syscalls.close_on_exec_from(0)
+    for number, fd in given.items():
+        os.dup2(fd, number)
+    resource.setrlimit(resource.RLIMIT_NOFILE, around.open_files)
+    os.umask(0o022)
+    _become_user(spec)
+    if not spec.plan:
+        # Kept across exec: all that the task leaves behind stays below its main process, where it can be found.
+        syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
+    _die_with(around)  # a change of uid clears it, so only now
+    _enter(spec.cwd)
+    if spec.seccomp:
+        syscalls.seccomp(spec.seccomp)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    _exec(spec.argv, spec.env)
+
+
+def _become_user(spec: Spec) -> None:
+    if os.geteuid() == 0:
+        if spec.uid:
+            syscalls.drop_bounding_set()
+        os.setgroups([])
+        os.setresgid(spec.gid, spec.gid, spec.gid)
+        os.setresuid(spec.uid, spec.uid, spec.uid)
+    elif (spec.uid, spec.gid) != (os.geteuid(), os.getegid()):
+        raise OSError(EPERM, "only root starts tasks of other users")
+    if spec.uid:
+        syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+
+
+def _enter(directory: str) -> None:
+    try:
+        os.chdir(directory)
+    except OSError as error:
+        raise OSError(error.errno, f"cwd {directory}: {error.strerror}") from None
+
+
+def _exec(argv: list[str], env: dict[str, str]) -> None:
+    """execvpe(3) by the task's own PATH, but a file without a known format is ENOEXEC, not a shell script."""
+    program = argv[0]
+    if "/" in program:
+        places = [program]
+    else:
+        places = [os.path.join(place, program) for place in env.get("PATH", DEFAULT_PATH).split(":")]
+    denied = False
+    for place in places:
+        try:
+            os.execve(place, argv, env)
+        except OSError as error:
+            if error.errno == EACCES:
+                denied = True
+            elif error.errno not in (ENOENT, ENOTDIR):
+                raise OSError(error.errno, f"{program}: {error.strerror}") from None
+    if denied:
+        raise OSError(EACCES, f"{program}: permission denied")
+    raise OSError(ENOENT, f"{program}: not found")
+
+
+def _raise_loopback() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        request = struct.pack("16sh22x", b"lo", 0)
+        flags = struct.unpack_from("h", fcntl.ioctl(sock, _SIOCGIFFLAGS, request), 16)[0]
+        fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", flags | _IFF_UP))

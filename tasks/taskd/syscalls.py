@@ -1,0 +1,158 @@
+"""Linux calls that the standard library lacks, as thin functions that raise OSError.
+
+Numbers at and above 424 are the same on every architecture.
+"""
+
+import ctypes
+import errno
+import os
+import struct
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+
+CLONE_NEWNS = 0x0002_0000
+CLONE_NEWUTS = 0x0400_0000
+CLONE_NEWIPC = 0x0800_0000
+CLONE_NEWPID = 0x2000_0000
+CLONE_NEWNET = 0x4000_0000
+CLONE_INTO_CGROUP = 0x2_0000_0000
+CLONE_CLEAR_SIGHAND = 0x1_0000_0000
+
+MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
+MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 32, 4096, 16384, 1 << 18
+MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
+
+AT_FDCWD, AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW = -100, 0x1000, 0x100
+OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
+MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC = 1, 2, 4, 8
+MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH = 0x04, 0x40
+RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 0x02, 0x10
+
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NAME, PR_SET_SECCOMP = 1, 4, 15, 22
+PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 24, 36, 38
+
+_OPEN_TREE, _MOVE_MOUNT, _CLONE3, _CLOSE_RANGE, _OPENAT2, _MOUNT_SETATTR = 428, 429, 435, 436, 437, 442
+_PIVOT_ROOT = 41 if os.uname().machine == "aarch64" else 155
+_CLOSE_RANGE_CLOEXEC = 4
+_SPLICE_F_NONBLOCK = 2
+_FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2
+_SECCOMP_MODE_FILTER = 2
+
+
+def _check(result: int, what: str) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+    return result
+
+
+def _call(number: int, what: str, *args: "int | ctypes.c_char_p | ctypes.c_void_p") -> int:
+    return _check(_syscall(ctypes.c_long(number), *[ctypes.c_long(a) if isinstance(a, int) else a for a in args]), what)
+
+
+def _path(path: str) -> ctypes.c_char_p:
+    return ctypes.c_char_p(os.fsencode(path))
+
+
+def clone3(flags: int, *, cgroup: int = -1) -> int:
+    """fork(2) with namespace flags, born inside the cgroup v2 directory `cgroup`; returns the pid, 0 in the child.
+
+    Only for a single-threaded caller: the interpreter's own fork hooks do not run.
+    """
+    if cgroup >= 0:
+        flags |= CLONE_INTO_CGROUP
+    args = struct.pack("11Q", flags, 0, 0, 0, 17, 0, 0, 0, 0, 0, max(cgroup, 0))  # 17: SIGCHLD
+    return _call(_CLONE3, "clone3", ctypes.c_char_p(args), len(args))
+
+
+def unshare(flags: int) -> None:
+    _check(_libc.unshare(ctypes.c_int(flags)), "unshare")
+
+
+def setns(fd: int, kind: int) -> None:
+    _check(_libc.setns(fd, ctypes.c_int(kind)), "setns")
+
+
+def prctl(option: int, value: int, more: "int | ctypes.c_void_p" = 0) -> None:
+    third = ctypes.c_ulong(more) if isinstance(more, int) else more
+    zero = ctypes.c_ulong(0)
+    _check(_libc.prctl(option, ctypes.c_ulong(value), third, zero, zero), f"prctl {option}")
+
+
+def seccomp(program: bytes) -> None:
+    """Install a classic BPF program (8 bytes an instruction) as this process's system call filter. Cannot be undone."""
+    code = ctypes.create_string_buffer(program, len(program))
+    header = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(code)))
+    prctl(PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.c_void_p(ctypes.addressof(header)))
+
+
+def drop_bounding_set() -> None:
+    """Give up every capability that a later exec could regain."""
+    for capability in range(64):
+        try:
+            prctl(PR_CAPBSET_DROP, capability)
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # past the last one the kernel knows
+                return
+            raise
+
+
+def close_on_exec_from(first: int) -> None:
+    """Mark every descriptor from `first` up close-on-exec."""
+    _call(_CLOSE_RANGE, "close_range", first, 0xFFFF_FFFF, _CLOSE_RANGE_CLOEXEC)
+
+
+def close_from(first: int) -> None:
+    """Close every descriptor from `first` up."""
+    _call(_CLOSE_RANGE, "close_range", first, 0xFFFF_FFFF, 0)
+
+
+def splice(pipe: int, file: int, offset: int, size: int) -> int:
+    """Move up to `size` bytes from a pipe to `offset` of a file; 0 at its end, BlockingIOError when empty."""
+    where = ctypes.c_longlong(offset)
+    _libc.splice.restype = ctypes.c_ssize_t
+    return _check(
+        _libc.splice(pipe, None, file, ctypes.byref(where), ctypes.c_size_t(size), _SPLICE_F_NONBLOCK), "splice"
+    )
+
+
+def punch_hole(file: int, offset: int, size: int) -> None:
+    """Free the blocks of a range; the file keeps its size."""
+    mode = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
+    _check(_libc.fallocate(file, mode, ctypes.c_longlong(offset), ctypes.c_longlong(size)), "fallocate")
+
+
+def mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:
+    args = (os.fsencode(source), os.fsencode(target), os.fsencode(kind), ctypes.c_ulong(flags), os.fsencode(options))
+    _check(_libc.mount(*args), f"mount {target}")
+
+
+def umount(target: str, flags: int = 0) -> None:
+    _check(_libc.umount2(os.fsencode(target), flags), f"umount {target}")
+
+
+def pivot_root(new: str, old: str) -> None:
+    _call(_PIVOT_ROOT, "pivot_root", _path(new), _path(old))
+
+
+def open_tree(directory: int, path: str, flags: int) -> int:
+    return _call(_OPEN_TREE, f"open_tree {path}", directory, _path(path), flags | OPEN_TREE_CLOEXEC)
+
+
+def move_mount(mount_fd: int, directory: int, path: str = "") -> None:
+    """Attach a detached mount at `path` below `directory`, or onto `directory` itself."""
+    flags = MOVE_MOUNT_F_EMPTY_PATH | (0 if path else MOVE_MOUNT_T_EMPTY_PATH)
+    _call(_MOVE_MOUNT, f"move_mount {path}", mount_fd, _path(""), directory, _path(path), flags)
+
+
+def mount_setattr(mount_fd: int, attributes: int) -> None:
+    """Add `attributes` to a mount and make it private, so that nothing mounted on it shows elsewhere."""
+    args = struct.pack("4Q", attributes, 0, MS_PRIVATE, 0)
+    _call(_MOUNT_SETATTR, "mount_setattr", mount_fd, _path(""), AT_EMPTY_PATH, ctypes.c_char_p(args), len(args))
+
+
+def openat2(directory: int, path: str, flags: int, resolve: int) -> int:
+    how = struct.pack("3Q", flags | os.O_CLOEXEC, 0, resolve)
+    return _call(_OPENAT2, f"open {path}", directory, _path(path), ctypes.c_char_p(how), len(how))
