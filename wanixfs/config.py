@@ -1,27 +1,16 @@
 """What the server is told at start: one frozen value, checked once, passed down from the composition root."""
 
-import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-SIZE = re.compile(r"(\d{1,15})([KMGT]?)(?:i?B)?", re.IGNORECASE)
+from vfs.ninep import address as addresses
+
 UID_MAX = 2**31 - 1
-SOCKET_PATH_MAX = 107
-"""Bytes that sun_path holds before its NUL (unix(7))."""
 
 
 class ConfigError(ValueError):
     """A setting that cannot be used; the message names it."""
-
-
-def parse_size(text: str) -> int:
-    """Return the bytes that `text` means: a number with an optional K, M, G or T (powers of 1024). ConfigError."""
-    match = SIZE.fullmatch(text.strip())
-    if match is None:
-        raise ConfigError(f"not a size: {text!r} (a number, optionally with K, M, G or T)")
-    return int(match[1]) << 10 * " KMGT".index(match[2].upper() or " ")
 
 
 def default_state(env: Mapping[str, str], uid: int) -> Path:
@@ -54,6 +43,8 @@ class Config:
     state: Path
     listen: tuple[str, ...]
     """Addresses of the 9P server, as `vfs.ninep.address` writes them."""
+    allow_remote: bool = False
+    """Whether a TCP address may be another than loopback."""
     mount: Path | None = None
     """Where the administrator's tree is mounted; None serves 9P only."""
     namespace: Path | None = None
@@ -65,7 +56,7 @@ class Config:
     keep_tasks: int = 1000
     keep_seconds: float = 24 * 3600
     """Exited tasks are kept until they are older than this or more than `keep_tasks`."""
-    grace_seconds: float = 300
+    grace_seconds: float = 600
     """How long a task may stay allocated without ever being configured or started."""
     spool_limit: int = 64 << 20
     """Newest bytes kept of each output stream."""
@@ -80,9 +71,10 @@ class Config:
         if not self.listen:
             raise ConfigError("listen: at least one address is needed")
         for address in self.listen:
-            path_part = address.removeprefix("unix!")
-            if path_part != address and len(os.fsencode(path_part)) > SOCKET_PATH_MAX:
-                raise ConfigError(f"listen: longer than a unix socket path may be ({SOCKET_PATH_MAX} bytes): {address}")
+            try:
+                addresses.parse(address)
+            except OSError as error:
+                raise ConfigError(f"listen: {error.strerror}") from error
         if self.mount is not None and (self.mount == self.state or self.mount in self.state.parents):
             raise ConfigError(f"mount: would hide the state directory: {self.mount}")
         for name, value, least in (
