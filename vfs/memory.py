@@ -31,9 +31,10 @@ from errno import (
     ERANGE,
     EXDEV,
 )
-from stat import S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, S_ISGID, S_ISUID, S_IXGRP
+from stat import S_IFDIR, S_IFLNK, S_IFMT, S_IFREG
 
 from vfs.node import Caller, DirEntry, Handle, Node, SetStat, Stat, StatFs, check_name, no_entry, node_id
+from vfs.ownership import for_chmod, for_new, unprivileged
 from vfs.sparse import Sparse
 
 INODE_COST = 1024
@@ -120,11 +121,6 @@ class MemoryNode(Node):
         if self.atime <= max(self.mtime, self.ctime) or now - self.atime > RELATIME_NS:
             self.atime = now
 
-    def drop_privileges(self) -> None:
-        """Clear setuid, and setgid where it means execution, as a change by another than root must."""
-        if not statmod.S_ISDIR(self.mode):
-            self.mode &= ~(S_ISUID | S_ISGID if self.mode & S_IXGRP else S_ISUID)
-
     async def stat(self) -> Stat:
         return Stat(
             self.mode,
@@ -147,14 +143,11 @@ class MemoryNode(Node):
         if change.uid is not None or change.gid is not None:
             self.uid = self.uid if change.uid is None else change.uid
             self.gid = self.gid if change.gid is None else change.gid
-            self.drop_privileges()
+            self.mode = unprivileged(self.mode)
         if change.mode is not None:
             if statmod.S_ISLNK(self.mode):
                 raise OSError(ENOTSUP, "a symbolic link has no mode")
-            mode = change.mode & 0o7777
-            if who.uid != 0 and self.gid != who.gid and self.gid not in who.groups:
-                mode &= ~S_ISGID
-            self.mode = S_IFMT(self.mode) | mode
+            self.mode = S_IFMT(self.mode) | for_chmod(self.gid, change.mode, who)
         self.changed()
         if change.atime_ns is not None:
             self.atime = change.atime_ns
@@ -243,7 +236,7 @@ class MemoryFile(MemoryNode):
         """Account for a change of content by `who`."""
         self.changed(content=True)
         if who.uid != 0:
-            self.drop_privileges()
+            self.mode = unprivileged(self.mode)
 
     def resize(self, size: int, who: Caller) -> None:
         self.data.truncate(size)
@@ -352,16 +345,15 @@ class MemoryDir(MemoryNode):
 
     async def create(self, name: str, flags: int, mode: int, who: Caller) -> tuple[MemoryNode, Handle]:
         self._check_new(name)
-        file = MemoryFile(self.tree, S_IFREG | self._inherited_mode(mode, who), who.uid, self._gid_for(who))
+        mode, gid = for_new(self.mode, self.gid, mode, who)
+        file = MemoryFile(self.tree, S_IFREG | mode, who.uid, gid)
         self._add(name, file)
         return file, MemoryHandle(file, flags, who)
 
     async def mkdir(self, name: str, mode: int, who: Caller) -> MemoryNode:
         self._check_new(name)
-        mode = S_IFDIR | mode & 0o1777 | self.mode & S_ISGID
-        node = MemoryDir(self.tree, mode, who.uid, self._gid_for(who))
-        self._add(name, node)
-        return node
+        mode, gid = for_new(self.mode, self.gid, mode, who, directory=True)
+        return self._add(name, MemoryDir(self.tree, S_IFDIR | mode, who.uid, gid))
 
     async def symlink(self, name: str, target: str, who: Caller) -> MemoryNode:
         if not target or "\0" in target:
@@ -369,27 +361,23 @@ class MemoryDir(MemoryNode):
         if len(os.fsencode(target)) > 4095:
             raise OSError(ENAMETOOLONG, "link target longer than 4095 bytes")
         self._check_new(name)
-        node = MemoryLink(self.tree, target, who.uid, self._gid_for(who))
-        self._add(name, node)
-        return node
+        _, gid = for_new(self.mode, self.gid, 0, who)
+        return self._add(name, MemoryLink(self.tree, target, who.uid, gid))
 
     async def mknod(self, name: str, mode: int, rdev: int, who: Caller) -> MemoryNode:
-        self._check_new(name)
         kind = S_IFMT(mode) or S_IFREG
-        full = kind | self._inherited_mode(mode, who)
-        node: MemoryNode
-        if kind == S_IFREG:
-            node = MemoryFile(self.tree, full, who.uid, self._gid_for(who))
-        elif kind in (statmod.S_IFIFO, statmod.S_IFSOCK):
-            node = MemoryNode(self.tree, full, who.uid, self._gid_for(who))
-        elif kind in (statmod.S_IFCHR, statmod.S_IFBLK):
+        if kind in (statmod.S_IFCHR, statmod.S_IFBLK):
             if who.uid != 0:
                 raise OSError(EPERM, "only root makes devices")
-            node = MemoryNode(self.tree, full, who.uid, self._gid_for(who), rdev)
+        elif kind in (S_IFREG, statmod.S_IFIFO, statmod.S_IFSOCK):
+            rdev = 0
         else:
             raise OSError(EPERM if kind == S_IFDIR else EINVAL, "not a type that mknod makes")
-        self._add(name, node)
-        return node
+        self._check_new(name)
+        mode, gid = for_new(self.mode, self.gid, mode, who)
+        if kind == S_IFREG:
+            return self._add(name, MemoryFile(self.tree, kind | mode, who.uid, gid))
+        return self._add(name, MemoryNode(self.tree, kind | mode, who.uid, gid, rdev))
 
     async def link(self, target: Node, name: str, who: Caller) -> None:
         self._check_new(name)
@@ -468,17 +456,6 @@ class MemoryDir(MemoryNode):
         if name in self.entries:
             raise OSError(EEXIST, f"file exists: {name!r}")
 
-    def _gid_for(self, who: Caller) -> int:
-        return self.gid if self.mode & S_ISGID else who.gid
-
-    def _inherited_mode(self, mode: int, who: Caller) -> int:
-        """inode_init_owner's rule: an executable setgid file only for members of the group it will get."""
-        mode &= 0o7777
-        if mode & S_ISGID and mode & S_IXGRP and self.mode & S_ISGID and who.uid != 0:
-            member = self.gid == who.gid or self.gid in who.groups
-            return mode if member else mode & ~S_ISGID
-        return mode
-
     def _is_below(self, node: MemoryNode) -> bool:
         """Tell whether `node` is this directory or above it."""
         here: MemoryDir = self
@@ -488,13 +465,14 @@ class MemoryDir(MemoryNode):
             here = here.parent
         return True
 
-    def _add(self, name: str, node: MemoryNode) -> None:
+    def _add(self, name: str, node: MemoryNode) -> MemoryNode:
         """Give `node` a further name here."""
         self.charge(NAME_COST)
         if not isinstance(node, MemoryDir):
             node.nlink += 1
         self.entries[name] = node
         self._got(node)
+        return node
 
     def _put(self, name: str, node: MemoryNode) -> None:
         """Let `name` mean `node`, which comes from another name; what was there goes there or has gone."""
