@@ -1,0 +1,295 @@
+"""FUSE over /dev/fuse: mounting, and the loop that reads requests and writes replies.
+
+Root mounts by itself, others by fusermount3. The loop is one trio task: it takes up to a turn's worth of requests as
+long as there are any, and waits in trio when there are none.
+"""
+
+import array
+import ctypes
+import fcntl
+import os
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from errno import EAGAIN, EBUSY, ECONNABORTED, EINTR, EINVAL, EIO, ENODEV, ENOENT, EPERM
+from functools import partial
+from pathlib import Path
+from struct import Struct
+
+import trio
+
+from vfs.errors import log
+from vfs.fuse.journal import Journal
+from vfs.fuse.messages import MAX_IO, OUT_HEADER
+from vfs.fuse.session import Session, Transport
+from vfs.node import Node
+
+MS_NOSUID, MS_NODEV = 2, 4
+MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
+BACKING_MAP = Struct("=iIQ")  # fd flags padding
+IOC_BACKING_OPEN = 1 << 30 | BACKING_MAP.size << 16 | 229 << 8 | 1
+IOC_BACKING_CLOSE = 1 << 30 | 4 << 16 | 229 << 8 | 2
+BUFFER = MAX_IO + 8192
+"""The largest request: a write of MAX_IO, its headers, and what the kernel asks to be to spare."""
+TURN = 64
+"""Requests that are answered before other tasks get a turn."""
+PROBE_SECONDS = 2.0
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def mount(path: str | os.PathLike[str], *, subtype: str = "wanixfs", allow_other: bool | None = None) -> int:
+    """Mount a FUSE filesystem at the directory `path` and return its /dev/fuse descriptor.
+
+    Others than the mounting user may use it if `allow_other`; None means where the system lets (root always).
+    A mount of ours that a dead server left there is taken away first. EBUSY if it still has a server.
+    """
+    point = _point(path)
+    if _mounted(point, subtype):
+        _clear_dead(point)
+    if os.geteuid() == 0:
+        return _mount_as_root(point, subtype, allow_other is not False)
+    return _mount_by_fusermount(point, subtype, _may_allow_other() if allow_other is None else allow_other)
+
+
+def unmount(path: str | os.PathLike[str]) -> None:
+    """Take the mount at `path` away, from those who still use it too. EINVAL if nothing is mounted there."""
+    point = _point(path)
+    if os.geteuid() == 0:
+        _check(_libc.umount2(os.fsencode(point), MNT_DETACH | UMOUNT_NOFOLLOW), point)
+        return
+    done = subprocess.run(["fusermount3", "-u", "-z", "--", point], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise OSError(EINVAL, done.stderr.strip(), point)
+
+
+def _point(path: str | os.PathLike[str]) -> str:
+    """Return the mount point's real path without touching the point itself: a dead server would never answer."""
+    head, tail = os.path.split(os.path.abspath(path))
+    return os.path.join(os.path.realpath(head), tail)
+
+
+def _mounted(point: str, subtype: str) -> bool:
+    escaped = point.replace("\\", "\\134").replace(" ", "\\040").replace("\t", "\\011").replace("\n", "\\012")
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
+        fields = [line.split() for line in table]
+    return any(line[4] == escaped and f"fuse.{subtype}" in line[6:] for line in fields)
+
+
+def _clear_dead(point: str) -> None:
+    """Take away mounts that no server stands behind. Another process asks, for one that hangs would answer never."""
+    try:
+        alive = subprocess.run(["stat", "--", point], capture_output=True, timeout=PROBE_SECONDS, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise OSError(EBUSY, "mounted, and its server does not answer", point) from error
+    if alive.returncode == 0:
+        raise OSError(EBUSY, "mounted and served", point)
+    unmount(point)
+
+
+def _mount_as_root(point: str, subtype: str, allow_other: bool) -> int:
+    fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        options = f"fd={fd},rootmode=40000,user_id=0,group_id=0,default_permissions"
+        if allow_other:
+            options += ",allow_other"
+        kind = f"fuse.{subtype}".encode()
+        flags = MS_NOSUID | MS_NODEV
+        _check(_libc.mount(subtype.encode(), os.fsencode(point), kind, flags, options.encode()), point)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _mount_by_fusermount(point: str, subtype: str, allow_other: bool) -> int:
+    options = f"nosuid,nodev,default_permissions,fsname={subtype},subtype={subtype}"
+    if allow_other:
+        options += ",allow_other"
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours, theirs:
+        done = subprocess.run(
+            ["fusermount3", "-o", options, "--", point],
+            env={**os.environ, "_FUSE_COMMFD": str(theirs.fileno())},
+            pass_fds=[theirs.fileno()],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise OSError(EPERM, done.stderr.strip(), point)
+        theirs.close()
+        fds = array.array("i")
+        _, messages, _, _ = ours.recvmsg(1, socket.CMSG_SPACE(fds.itemsize))
+        for _, _, data in messages:
+            fds.frombytes(data[: fds.itemsize])
+    if not fds:
+        raise OSError(EIO, "fusermount3 gave no descriptor", point)
+    os.set_inheritable(fds[0], False)
+    return fds[0]
+
+
+def _may_allow_other() -> bool:
+    try:
+        lines = Path("/etc/fuse.conf").read_text().splitlines()
+    except OSError:
+        return False
+    return "user_allow_other" in (line.strip() for line in lines)
+
+
+def _check(result: int, path: str) -> None:
+    if result:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), path)
+
+
+def backing_open(fd: int, file: int) -> int:
+    """Register `file` as one that the kernel may read and write by itself. EPERM unless root; other errors by kind."""
+    # A mutable buffer, or fcntl.ioctl would not return the id.
+    backing: int = fcntl.ioctl(fd, IOC_BACKING_OPEN, bytearray(BACKING_MAP.pack(file, 0, 0)), True)
+    return backing
+
+
+def backing_close(fd: int, backing: int) -> None:
+    """End what `backing_open` began; the kernel keeps it for those who have it open."""
+    fcntl.ioctl(fd, IOC_BACKING_CLOSE, bytearray(backing.to_bytes(4, "little")), True)
+
+
+def send(fd: int, *parts: bytes | memoryview) -> None:
+    """Write one reply or message, whole. One that the kernel no longer waits for is dropped."""
+    try:
+        if len(parts) == 1:
+            os.write(fd, parts[0])
+        else:
+            os.writev(fd, parts)
+    except OSError as error:
+        if error.errno in (ENOENT, ENODEV, ECONNABORTED, EPERM):
+            return
+        _, code, unique = OUT_HEADER.unpack_from(parts[0])
+        log("reply refused by the kernel", errno=error.errno, code=code, size=sum(map(len, parts)))
+        if unique:  # someone waits for it
+            try:
+                os.write(fd, OUT_HEADER.pack(OUT_HEADER.size, -EIO, unique))
+            except OSError:
+                pass
+
+
+async def serve(fd: int, session: Session) -> None:
+    """Answer requests until the filesystem is unmounted. Calls that wait are ended, files closed, `fd` is not.
+
+    Cancelling leaves requests unanswered in the kernel, for the next server that is given `fd`.
+    """
+    os.set_blocking(fd, False)
+    reply = partial(send, fd)
+    try:
+        async with trio.open_nursery() as nursery:
+            session.attach(
+                Transport(
+                    spawn=nursery.start_soon,
+                    notify=reply,
+                    backing_open=partial(backing_open, fd),
+                    backing_close=partial(backing_close, fd),
+                )
+            )
+            await _answer(fd, session.receive, reply)
+            nursery.cancel_scope.cancel()
+    finally:
+        session.close()
+
+
+async def _answer(fd: int, receive: Callable[..., bool], reply: Callable[..., None]) -> None:
+    buffer = memoryview(bytearray(BUFFER))
+    buffers = [buffer]
+    readv = os.readv
+    while True:
+        try:
+            for _ in range(TURN):
+                if receive(buffer[: readv(fd, buffers)], reply):
+                    buffers[0] = buffer = memoryview(bytearray(BUFFER))
+        except OSError as error:
+            if error.errno == EAGAIN:
+                await trio.lowlevel.wait_readable(fd)
+            elif error.errno in (ENODEV, ECONNABORTED):
+                return
+            elif error.errno not in (EINTR, ENOENT):  # ENOENT: taken back while it was read
+                raise
+        else:
+            await trio.lowlevel.checkpoint()
+
+
+class Mount:
+    """A mounted tree that is being served. `keep` set leaves it mounted at the end, for an heir that holds `fd`."""
+
+    def __init__(self, path: Path, fd: int, session: Session) -> None:
+        self.path = path
+        self.fd = fd
+        self.session = session
+        self.keep = False
+        self.gone = trio.Event()
+        """Set when someone has unmounted it."""
+
+    async def stale_node(self, id: int) -> None:
+        """Make the kernel drop what it caches of the node `id`. Nothing happens if it holds none."""
+        await self._tell(self.session.stale_node(id))
+
+    async def stale_entry(self, parent: int, name: str) -> None:
+        """Make the kernel look `name` in the directory `parent` up again."""
+        await self._tell(self.session.stale_entry(parent, name))
+
+    async def _tell(self, message: bytes) -> None:
+        # In a thread: the kernel may hold it until a request is answered, which takes the thread we are in.
+        await trio.to_thread.run_sync(send, self.fd, message, abandon_on_cancel=True)
+
+
+@asynccontextmanager
+async def mounted(
+    path: str | os.PathLike[str],
+    root: Node,
+    *,
+    fd: int | None = None,
+    journal: Path | None = None,
+    views: Callable[[str], Node] | None = None,
+    allow_other: bool | None = None,
+    stack_depth: int = 1,
+) -> AsyncIterator[Mount]:
+    """Mount `root` at `path` and serve it inside the block; unmount at its end.
+
+    With `journal`, a file, another process can go on with the mount after this one's death if someone else holds a
+    duplicate of `mount.fd`: it gives that as `fd` (closed at the end) together with the same file, and mounts nothing.
+    `views` and `stack_depth` are the session's.
+    """
+    if fd is None and journal is not None:
+        journal.unlink(missing_ok=True)
+    book = Journal(journal) if journal is not None else None
+    try:
+        fuse = mount(path, allow_other=allow_other) if fd is None else fd
+        try:
+            session = Session(root, views=views, journal=book, stack_depth=stack_depth)
+            here = Mount(Path(path), fuse, session)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_serve, here)
+                try:
+                    yield here
+                finally:
+                    if not here.keep and not here.gone.is_set():
+                        _unmount_ours(here)
+                    nursery.cancel_scope.cancel()
+        finally:
+            os.close(fuse)
+    finally:
+        if book is not None:
+            book.close()
+
+
+async def _serve(here: Mount) -> None:
+    await serve(here.fd, here.session)
+    here.gone.set()
+
+
+def _unmount_ours(here: Mount) -> None:
+    try:
+        unmount(here.path)
+    except OSError as error:
+        if error.errno != EINVAL:  # unmounted by someone else a moment ago
+            raise

@@ -1,0 +1,341 @@
+"""The FUSE kernel protocol as tables: opcodes, flags, struct layouts, and what each request carries.
+
+Source: the kernel's include/uapi/linux/fuse.h, protocol 7.31 (Linux 5.4) to 7.45. Numbers are in the byte order of
+the machine; both sides run on the same one.
+"""
+
+import os
+from dataclasses import dataclass
+from enum import IntEnum
+from errno import EINVAL
+from struct import Struct
+from typing import Any
+
+from vfs.node import StatFs, StatResult, check_name
+
+MAJOR = 7
+MINOR_MIN = 31
+MINOR = 45
+ROOT_ID = 1
+RESENT = 1 << 63
+"""Bit of `unique` in a request that the kernel sends again; the reply echoes it."""
+MAX_IO = 1 << 20
+"""Bytes of one read or write at the most: max_pages (256) pages of 4 KiB."""
+
+
+class Op(IntEnum):
+    LOOKUP = 1
+    FORGET = 2
+    GETATTR = 3
+    SETATTR = 4
+    READLINK = 5
+    SYMLINK = 6
+    MKNOD = 8
+    MKDIR = 9
+    UNLINK = 10
+    RMDIR = 11
+    RENAME = 12
+    LINK = 13
+    OPEN = 14
+    READ = 15
+    WRITE = 16
+    STATFS = 17
+    RELEASE = 18
+    FSYNC = 20
+    SETXATTR = 21
+    GETXATTR = 22
+    LISTXATTR = 23
+    REMOVEXATTR = 24
+    FLUSH = 25
+    INIT = 26
+    OPENDIR = 27
+    READDIR = 28
+    RELEASEDIR = 29
+    FSYNCDIR = 30
+    GETLK = 31
+    SETLK = 32
+    SETLKW = 33
+    ACCESS = 34
+    CREATE = 35
+    INTERRUPT = 36
+    BMAP = 37
+    DESTROY = 38
+    IOCTL = 39
+    POLL = 40
+    NOTIFY_REPLY = 41
+    BATCH_FORGET = 42
+    FALLOCATE = 43
+    READDIRPLUS = 44
+    RENAME2 = 45
+    LSEEK = 46
+    COPY_FILE_RANGE = 47
+    SETUPMAPPING = 48
+    REMOVEMAPPING = 49
+    SYNCFS = 50
+    TMPFILE = 51
+    STATX = 52
+
+
+class Notify(IntEnum):
+    """Codes of the messages that a server sends unasked."""
+
+    POLL = 1
+    INVAL_INODE = 2
+    INVAL_ENTRY = 3
+    RESEND = 7
+
+
+class Init:
+    """Flags of INIT. Those from bit 32 on travel in `flags2`, and only with EXT."""
+
+    ASYNC_READ = 1 << 0
+    POSIX_LOCKS = 1 << 1
+    ATOMIC_O_TRUNC = 1 << 3
+    BIG_WRITES = 1 << 5
+    FLOCK_LOCKS = 1 << 10
+    AUTO_INVAL_DATA = 1 << 12
+    DO_READDIRPLUS = 1 << 13
+    PARALLEL_DIROPS = 1 << 18
+    ABORT_ERROR = 1 << 21
+    MAX_PAGES = 1 << 22
+    HANDLE_KILLPRIV_V2 = 1 << 28
+    EXT = 1 << 30
+    PASSTHROUGH = 1 << 37
+    NO_EXPORT_SUPPORT = 1 << 38
+    HAS_RESEND = 1 << 39
+
+
+class Fopen:
+    """Flags of an OPEN reply."""
+
+    DIRECT_IO = 1 << 0
+    KEEP_CACHE = 1 << 1
+    NONSEEKABLE = 1 << 2
+    STREAM = 1 << 4
+    NOFLUSH = 1 << 5
+    PASSTHROUGH = 1 << 7
+
+
+class Fattr:
+    """Bits of `valid` in SETATTR."""
+
+    MODE = 1 << 0
+    UID = 1 << 1
+    GID = 1 << 2
+    SIZE = 1 << 3
+    ATIME = 1 << 4
+    MTIME = 1 << 5
+    FH = 1 << 6
+    ATIME_NOW = 1 << 7
+    MTIME_NOW = 1 << 8
+    KILL_SUIDGID = 1 << 11
+
+
+OPEN_KILL_SUIDGID = 1 << 0
+WRITE_KILL_SUIDGID = 1 << 2
+RELEASE_FLOCK_UNLOCK = 1 << 1
+FSYNC_DATASYNC = 1 << 0
+LOCK_FLOCK = 1 << 0
+POLL_SCHEDULE_NOTIFY = 1 << 0
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+
+IN_HEADER = Struct("=IIQQIIIHH")  # len opcode unique nodeid uid gid pid total_extlen padding
+OUT_HEADER = Struct("=IiQ")  # len error unique
+
+# Fields that nothing is done with are left out of the layouts below (x).
+NOTHING = Struct("=")
+U64 = Struct("=Q")
+TWO_U32 = Struct("=II")
+READ_IN = Struct("=QQI12xI4x")  # fh offset size, flags of the open file
+SETATTR_IN = Struct("=I12xQ8xqq8xII4xI4xII4x")  # valid size atime mtime atimensec mtimensec mode uid gid
+RELEASE_IN = Struct("=Q4xIQ")  # fh release_flags lock_owner
+FSYNC_IN = Struct("=QI4x")  # fh flags
+LK_IN = Struct("=QQQQIII4x")  # fh owner start end type pid lk_flags
+
+ATTR_OUT = Struct("=QII QQQqqqIIIIIIIIII")  # valid valid_nsec dummy, attr
+ENTRY_OUT = Struct("=QQQQII QQQqqqIIIIIIIIII")  # nodeid generation entry_valid attr_valid and their nsec, attr
+OPEN_OUT = Struct("=QIi")  # fh open_flags backing_id
+INIT_OUT = Struct("=IIIIHHIIHHII24x")
+STATFS_OUT = Struct("=QQQQQIII28x")
+DIRENT = Struct("=QQII")  # ino offset namelen type, then the name padded to 8 bytes
+LK_OUT = Struct("=QQII")
+INVAL_INODE = Struct("=Qqq")  # nodeid offset length
+INVAL_ENTRY = Struct("=QII")  # parent namelen flags, then the name and a NUL
+FORGET_ONE = Struct("=QQ")  # nodeid nlookup
+
+NO_ENTRY = bytes(ENTRY_OUT.size)
+"""What READDIRPLUS carries where it tells the kernel nothing about an entry."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """What follows the header of a request: fixed fields, entry names, one more string, and a rest of plain bytes."""
+
+    body: Struct = NOTHING
+    names: int = 0
+    text: bool = False
+    data: bool = False
+
+
+REQUESTS: dict[Op, Layout] = {
+    Op.LOOKUP: Layout(names=1),
+    Op.FORGET: Layout(body=U64),  # nlookup
+    Op.GETATTR: Layout(body=Struct("=16x")),
+    Op.SETATTR: Layout(body=SETATTR_IN),
+    Op.READLINK: Layout(),
+    Op.SYMLINK: Layout(names=1, text=True),
+    Op.MKNOD: Layout(body=Struct("=II8x"), names=1),  # mode rdev
+    Op.MKDIR: Layout(body=Struct("=I4x"), names=1),  # mode
+    Op.UNLINK: Layout(names=1),
+    Op.RMDIR: Layout(names=1),
+    Op.RENAME: Layout(body=U64, names=2),  # newdir
+    Op.LINK: Layout(body=U64, names=1),  # oldnodeid
+    Op.OPEN: Layout(body=TWO_U32),  # flags open_flags
+    Op.READ: Layout(body=READ_IN),
+    Op.WRITE: Layout(body=Struct("=QQII8xI4x"), data=True),  # fh offset size write_flags, flags of the open file
+    Op.STATFS: Layout(),
+    Op.RELEASE: Layout(body=RELEASE_IN),
+    Op.FSYNC: Layout(body=FSYNC_IN),
+    Op.SETXATTR: Layout(body=TWO_U32, text=True, data=True),  # size flags
+    Op.GETXATTR: Layout(body=Struct("=I4x"), text=True),  # size
+    Op.LISTXATTR: Layout(body=Struct("=I4x")),  # size
+    Op.REMOVEXATTR: Layout(text=True),
+    Op.FLUSH: Layout(body=Struct("=Q8xQ")),  # fh lock_owner
+    Op.INIT: Layout(body=Struct("=IIII"), data=True),  # major minor max_readahead flags; then flags2 and zeroes
+    Op.OPENDIR: Layout(body=Struct("=8x")),
+    Op.READDIR: Layout(body=READ_IN),
+    Op.RELEASEDIR: Layout(body=RELEASE_IN),
+    Op.FSYNCDIR: Layout(body=FSYNC_IN),
+    Op.GETLK: Layout(body=LK_IN),
+    Op.SETLK: Layout(body=LK_IN),
+    Op.SETLKW: Layout(body=LK_IN),
+    Op.ACCESS: Layout(body=Struct("=I4x")),  # mask
+    Op.CREATE: Layout(body=Struct("=II4xI"), names=1),  # flags mode open_flags
+    Op.INTERRUPT: Layout(body=U64),  # unique of the request to interrupt
+    Op.DESTROY: Layout(),
+    Op.IOCTL: Layout(body=Struct("=32x"), data=True),
+    Op.POLL: Layout(body=Struct("=QQII")),  # fh kh flags events
+    Op.BATCH_FORGET: Layout(body=Struct("=8x"), data=True),  # FORGET_ONE each
+    Op.FALLOCATE: Layout(body=Struct("=QQQI4x")),  # fh offset length mode
+    Op.READDIRPLUS: Layout(body=READ_IN),
+    Op.RENAME2: Layout(body=Struct("=QI4x"), names=2),  # newdir flags
+    Op.LSEEK: Layout(body=Struct("=QQI4x")),  # fh offset whence
+}
+"""The requests that are served. Any other is answered ENOSYS, on which the kernel falls back and never asks again."""
+
+ON_HANDLE = frozenset({Op.READ, Op.WRITE, Op.FSYNC, Op.FLUSH, Op.FALLOCATE, Op.LSEEK, Op.SETLK, Op.SETLKW})
+"""The requests whose first field is an fh and that may wait."""
+UNANSWERED = frozenset({Op.FORGET, Op.BATCH_FORGET, Op.INTERRUPT, Op.NOTIFY_REPLY})
+
+
+COPIED = 1 << 16
+"""Data up to so many bytes is copied out of its frame; more stays in it, so the frame belongs to who waits with it."""
+
+
+def decode(layout: Layout, frame: memoryview) -> tuple[Any, ...]:
+    """Return the fields, names, string and data that follow the header of a whole request.
+
+    EINVAL for a body that is too short or strings that are not as many, not ended or not file names;
+    ENAMETOOLONG for a name longer than 255 bytes.
+    """
+    body = layout.body
+    start = IN_HEADER.size + body.size
+    if len(frame) < start:
+        raise OSError(EINVAL, "request is too short")
+    fields = body.unpack_from(frame, IN_HEADER.size)
+    if layout.names == 1 and not layout.text:
+        if frame[-1]:
+            raise OSError(EINVAL, "name is not ended")
+        return *fields, check_name(str(frame[start:-1], "utf-8", "surrogateescape"))
+    strings = layout.names + layout.text
+    if strings:
+        rest = bytes(frame[start:])
+        *texts, tail = rest.split(b"\0", strings)
+        if len(texts) != strings or (tail and not layout.data):
+            raise OSError(EINVAL, "strings are not as many as they should be")
+        decoded = [text.decode("utf-8", "surrogateescape") for text in texts]
+        for name in decoded[: layout.names]:
+            check_name(name)
+        return (*fields, *decoded, tail) if layout.data else (*fields, *decoded)
+    if layout.data:
+        data = frame[start:]
+        return *fields, bytes(data) if len(data) <= COPIED else data
+    return fields
+
+
+def encode(name: str) -> bytes:
+    """Return a name as the kernel has it."""
+    return name.encode("utf-8", "surrogateescape")
+
+
+def _attr(st: StatResult, ino: int) -> tuple[int, ...]:
+    atime, mtime, ctime = st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns
+    return (
+        ino,
+        st.st_size,
+        st.st_blocks,
+        atime // 1_000_000_000,
+        mtime // 1_000_000_000,
+        ctime // 1_000_000_000,
+        atime % 1_000_000_000,
+        mtime % 1_000_000_000,
+        ctime % 1_000_000_000,
+        st.st_mode,
+        st.st_nlink,
+        st.st_uid,
+        st.st_gid,
+        st.st_rdev & 0xFFFF_FFFF,
+        st.st_blksize,
+        0,
+    )
+
+
+def timeout(seconds: float) -> tuple[int, int]:
+    """Split a cache time into whole seconds and ns."""
+    whole = int(seconds)
+    return whole, int((seconds - whole) * 1_000_000_000)
+
+
+def attr_out(st: StatResult, ino: int, cache_seconds: float) -> bytes:
+    """Pack the reply to GETATTR and SETATTR; `ino` is shown where `st` has none."""
+    if not cache_seconds:
+        return ATTR_OUT.pack(0, 0, 0, *_attr(st, st.st_ino or ino))
+    return ATTR_OUT.pack(*timeout(cache_seconds), 0, *_attr(st, st.st_ino or ino))
+
+
+def entry_out(st: StatResult, nodeid: int, ino: int, entry_seconds: float, attr_seconds: float) -> bytes:
+    """Pack the reply to LOOKUP and to what makes nodes."""
+    if not attr_seconds:
+        return ENTRY_OUT.pack(nodeid, 0, 0, 0, 0, 0, *_attr(st, st.st_ino or ino))
+    name, attributes = timeout(entry_seconds), timeout(attr_seconds)
+    return ENTRY_OUT.pack(nodeid, 0, name[0], attributes[0], name[1], attributes[1], *_attr(st, st.st_ino or ino))
+
+
+def statfs_out(figures: StatFs) -> bytes:
+    """Pack the reply to STATFS."""
+    return STATFS_OUT.pack(
+        figures.blocks,
+        figures.bfree,
+        figures.bavail,
+        figures.files,
+        figures.ffree,
+        figures.bsize,
+        figures.namelen,
+        figures.bsize,
+    )
+
+
+def dirent(name: bytes, ino: int, offset: int, kind: int) -> bytes:
+    """Pack one READDIR entry; `kind` is a `stat.S_IFMT` value, `offset` where reading goes on after it."""
+    size = DIRENT.size + len(name)
+    return DIRENT.pack(ino or 0xFFFF_FFFF, offset, len(name), kind >> 12) + name + bytes(-size % 8)
+
+
+def dirent_size(name: bytes) -> int:
+    """Return how many bytes `dirent` makes of `name`."""
+    return DIRENT.size + len(name) + 7 & ~7
+
+
+OPEN_FLAGS = os.O_ACCMODE | os.O_TRUNC | os.O_APPEND | os.O_NONBLOCK
+"""The open(2) flags that reach a node; the kernel has dealt with the others."""

@@ -1,0 +1,331 @@
+"""The FUSE kernel protocol without a descriptor: a request's bytes go in, the reply's bytes come out.
+
+It serves /dev/fuse and a virtqueue alike. A request that can be answered at once is, before `receive` returns; one
+that has to wait goes on in a task of its own, with a cancel scope that FUSE_INTERRUPT cancels. None holds up another.
+"""
+
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from errno import EAGAIN, EINTR, EINVAL, EIO, ENOSYS, ENOTSUP, EPROTO
+from functools import partial
+from typing import Any, Protocol
+
+import trio
+
+from vfs.errors import errno_of, log
+from vfs.fuse.journal import Agreed, Journal
+from vfs.fuse.messages import (
+    COPIED,
+    IN_HEADER,
+    INIT_OUT,
+    INVAL_ENTRY,
+    INVAL_INODE,
+    MAJOR,
+    MAX_IO,
+    MINOR,
+    MINOR_MIN,
+    ON_HANDLE,
+    OUT_HEADER,
+    REQUESTS,
+    ROOT_ID,
+    UNANSWERED,
+    Init,
+    Layout,
+    Notify,
+    Op,
+    decode,
+    encode,
+)
+from vfs.fuse.operations import Body, Operations
+from vfs.inline import PENDING, resume, start
+from vfs.node import ROOT, Caller, Node
+
+WANTED = (
+    Init.ASYNC_READ
+    | Init.ATOMIC_O_TRUNC
+    | Init.BIG_WRITES
+    | Init.AUTO_INVAL_DATA
+    | Init.DO_READDIRPLUS
+    | Init.PARALLEL_DIROPS
+    | Init.ABORT_ERROR
+    | Init.MAX_PAGES
+    | Init.HANDLE_KILLPRIV_V2
+    | Init.EXT
+    | Init.NO_EXPORT_SUPPORT
+    | Init.HAS_RESEND
+)
+MAX_BACKGROUND = 512
+MAX_PAGES = MAX_IO // 4096
+JOINED = 16 << 10
+"""A reply's body up to so many bytes is joined to its header; a larger one is sent as it is, uncopied."""
+
+Handler = Callable[..., Coroutine[Any, Any, Body]]
+
+
+class Send(Protocol):
+    """Takes the one reply to a request, in one or two parts. Never raises, never waits."""
+
+    def __call__(self, *parts: bytes | memoryview) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transport:
+    """What a session needs of the connection it is served over.
+
+    `spawn(function, *arguments)` starts a trio task. `notify(frame)` sends the kernel a message unasked.
+    `backing_open(fd)` registers a file for passthrough and returns its id, `backing_close(id)` ends that.
+    """
+
+    spawn: Callable[..., object]
+    notify: Callable[[bytes], None] | None = None
+    backing_open: Callable[[int], int] | None = None
+    backing_close: Callable[[int], None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A request that has a task of its own; `first` is its first field."""
+
+    scope: trio.CancelScope
+    opcode: int
+    first: int
+
+
+class Session:
+    """One connection to a kernel. `attach` it to a transport, then `receive` each request; `close` at the end.
+
+    `root` is the tree. `views(id)` gives the trees that are reached as `.views/<id>`, by root and by name only.
+    `journal` lets another process go on after this one (see `vfs.fuse.journal`); one that an
+    earlier session has filled makes this session that one's heir, who gets no INIT, as does `agreed` alone.
+    `stack_depth` is how many stacked filesystems a passthrough file may lie on (1: none, 2: an overlay).
+    """
+
+    def __init__(
+        self,
+        root: Node,
+        *,
+        views: Callable[[str], Node] | None = None,
+        journal: Journal | None = None,
+        agreed: Agreed | None = None,
+        stack_depth: int = 1,
+        max_nodes: int = 4_000_000,
+        max_files: int = 1_000_000,
+        max_waiting: int = 65_536,
+    ) -> None:
+        self._root_id = root.id
+        self._stack_depth = stack_depth
+        self._max_waiting = max_waiting
+        self._waiting: dict[int, Waiting] = {}
+        self._who = ROOT
+        self._transport: Transport | None = None
+        self._operations = Operations(
+            root,
+            views=views,
+            journal=journal,
+            max_nodes=max_nodes,
+            max_files=max_files,
+            interrupt=self._interrupt_file,
+        )
+        self._handlers: dict[int, tuple[Handler, Layout]] = {Op.INIT: (self._init, REQUESTS[Op.INIT])}
+        self.heir = False
+        """Whether this session goes on with what an earlier one began."""
+        known = agreed or (journal.agreed if journal else None)
+        if known is not None:
+            self.heir = True
+            self._operations.agreed = known
+            self._serve_all()
+
+    @property
+    def agreed(self) -> Agreed | None:
+        """What INIT agreed on, or None before it."""
+        return self._operations.agreed
+
+    def attach(self, transport: Transport) -> None:
+        """Use `transport` from now on. An heir then asks for the requests that were not answered, once more.
+
+        A request may so run twice if the server died between doing and answering it.
+        """
+        self._transport = transport
+        operations = self._operations
+        operations.backing_open = transport.backing_open
+        operations.backing_close = transport.backing_close
+        if transport.notify is not None:
+            operations.notify = partial(self._notify, transport.notify)
+            if self.heir and operations.agreed and operations.agreed.flags & Init.HAS_RESEND:
+                operations.notify(Notify.RESEND, b"")
+
+    def close(self) -> None:
+        """End every call that waits and close every file."""
+        for waiting in self._waiting.values():
+            waiting.scope.cancel()
+        self._operations.close()
+
+    def receive(self, frame: memoryview, send: Send) -> bool:
+        """Take one whole request and answer it by `send`, now or later, or never if it wants no answer.
+
+        Whatever the bytes are, nothing is raised. Returns whether `frame` is still in use: then it must not be
+        written to again.
+        """
+        if len(frame) < IN_HEADER.size:
+            log("request without a header", size=len(frame))
+            return False
+        length, opcode, unique, nodeid, uid, gid, pid, _, _ = IN_HEADER.unpack_from(frame)
+        handler, layout = self._handlers.get(opcode, UNSERVED)
+        who = self._who
+        if who.uid != uid or who.gid != gid or who.pid != pid:
+            who = self._who = Caller(uid, gid, frozenset(), pid)
+        try:
+            if length != len(frame) or (self._waiting and unique in self._waiting):
+                raise OSError(EINVAL, "wrong length, or a number that is in use")
+            fields = decode(layout, frame)
+            call = handler(nodeid, who, *fields)
+            body = start(call)
+            if body is PENDING:
+                self._wait(unique, opcode, fields, call, send)
+                return layout.data and len(frame) > COPIED
+        except Exception as error:
+            if opcode not in UNANSWERED:
+                self._refuse(send, unique, opcode, error)
+            return False
+        if body is not None:
+            self._reply(send, unique, body)  # type: ignore[arg-type]
+        return False
+
+    def _wait(
+        self, unique: int, opcode: int, fields: tuple[Any, ...], call: Coroutine[Any, Any, Body], send: Send
+    ) -> None:
+        if self._transport is None or len(self._waiting) >= self._max_waiting:
+            call.close()
+            raise OSError(EAGAIN, "too many requests wait")
+        waiting = self._waiting[unique] = Waiting(trio.CancelScope(), opcode, fields[0] if opcode in ON_HANDLE else 0)
+        self._transport.spawn(self._finish, unique, waiting, call, send)
+
+    async def _finish(self, unique: int, waiting: Waiting, call: Coroutine[Any, Any, Body], send: Send) -> None:
+        """See a request that waits to its end.
+
+        An interrupted one is answered EINTR. If all is ended from outside there is no answer: the kernel keeps the
+        request for the next server, or has given it up itself.
+        """
+        try:
+            with waiting.scope:
+                body = await resume(call)
+        except Exception as error:
+            del self._waiting[unique]
+            if waiting.opcode not in UNANSWERED:
+                self._refuse(send, unique, waiting.opcode, error)
+            return
+        except BaseException:
+            del self._waiting[unique]
+            raise
+        del self._waiting[unique]
+        if waiting.scope.cancelled_caught:
+            self._refuse(send, unique, waiting.opcode, OSError(EINTR, "interrupted"))
+        elif body is not None:
+            self._reply(send, unique, body)
+
+    @staticmethod
+    def _reply(send: Send, unique: int, body: bytes | memoryview) -> None:
+        if len(body) <= JOINED:
+            send(OUT_HEADER.pack(OUT_HEADER.size + len(body), 0, unique) + body)
+        else:
+            send(OUT_HEADER.pack(OUT_HEADER.size + len(body), 0, unique), body)
+
+    @staticmethod
+    def _refuse(send: Send, unique: int, opcode: int, error: Exception) -> None:
+        number = errno_of(error, f"fuse opcode {opcode}")
+        if number == ENOSYS and not isinstance(error, Unserved):
+            number = ENOTSUP  # the kernel takes ENOSYS to mean: never, for no file of this mount
+        if not 0 < number < 512:
+            number = EIO
+        send(OUT_HEADER.pack(OUT_HEADER.size, -number, unique))
+
+    # The requests that are about the connection itself
+
+    def _serve_all(self) -> None:
+        for opcode, layout in REQUESTS.items():
+            name = opcode.name.lower()
+            handler = getattr(self._operations, name, None) or getattr(self, f"_{name}", None)
+            if handler is not None:
+                self._handlers[opcode] = (handler, layout)
+
+    async def _init(
+        self, nodeid: int, who: Caller, major: int, minor: int, readahead: int, flags: int, more: bytes
+    ) -> Body:
+        if major > MAJOR:
+            return INIT_OUT.pack(MAJOR, *bytes(11))  # the kernel asks again with ours
+        if major < MAJOR or minor < MINOR_MIN:
+            raise OSError(EPROTO, f"FUSE {major}.{minor} is too old")
+        if flags & Init.EXT and len(more) >= 4:
+            flags |= int.from_bytes(more[:4], "little") << 32
+        wanted = WANTED
+        if self._transport is not None and self._transport.backing_open is not None:
+            wanted |= Init.PASSTHROUGH
+        flags &= wanted
+        for waiting in self._waiting.values():
+            waiting.scope.cancel()
+        self._operations.agree(Agreed(min(minor, MINOR), flags))
+        self._serve_all()
+        return INIT_OUT.pack(
+            MAJOR,
+            min(minor, MINOR),
+            readahead,
+            flags & 0xFFFF_FFFF,
+            MAX_BACKGROUND,
+            MAX_BACKGROUND * 3 // 4,
+            MAX_IO,
+            1,
+            MAX_PAGES,
+            0,
+            flags >> 32,
+            self._stack_depth if flags & Init.PASSTHROUGH else 0,
+        )
+
+    async def _destroy(self, nodeid: int, who: Caller) -> Body:
+        return b""
+
+    async def _interrupt(self, nodeid: int, who: Caller, unique: int) -> Body:
+        waiting = self._waiting.get(unique)
+        if waiting is not None:
+            waiting.scope.cancel()
+        return None
+
+    def _interrupt_file(self, fh: int) -> None:
+        for waiting in self._waiting.values():
+            if waiting.first == fh:
+                waiting.scope.cancel()
+
+    # What the kernel is told unasked
+
+    @staticmethod
+    def _notify(notify: Callable[[bytes], None], code: int, body: bytes) -> None:
+        notify(_message(code, body))
+
+    def stale_node(self, id: int) -> bytes:
+        """Return the message that makes the kernel drop what it caches of a node: attributes and pages.
+
+        Send it from a thread other than the one that answers requests: the kernel may wait for an answer first.
+        """
+        return _message(Notify.INVAL_INODE, INVAL_INODE.pack(self._nodeid(id), 0, 0))
+
+    def stale_entry(self, parent: int, name: str) -> bytes:
+        """Return the message that makes the kernel look `name` up again; send it as `stale_node` says."""
+        raw = encode(name)
+        return _message(Notify.INVAL_ENTRY, INVAL_ENTRY.pack(self._nodeid(parent), len(raw), 0) + raw + b"\0")
+
+    def _nodeid(self, id: int) -> int:
+        return ROOT_ID if id == self._root_id else id
+
+
+class Unserved(OSError):
+    """A request of a kind that is not served at all."""
+
+
+async def _unserved(nodeid: int, who: Caller, data: memoryview) -> Body:
+    raise Unserved(ENOSYS, "not served")
+
+
+UNSERVED: tuple[Handler, Layout] = (_unserved, Layout(data=True))
+
+
+def _message(code: int, body: bytes) -> bytes:
+    return OUT_HEADER.pack(OUT_HEADER.size + len(body), code, 0) + body
