@@ -53,7 +53,7 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How a task ended: `code` is the exit code or 128+N for signal N, `reason` one line of why ("exited", "signal 9", ...)."""
+    """How a task ended: its exit code, or 128+N for signal N, and one line of why ("exited", "signal 9", ...)."""
 
     code: int
     reason: str
@@ -69,7 +69,7 @@ class Listener(Protocol):
         """The task's main process ended and everything it left behind is gone."""
 
     def output(self, task: str, fd: int, end: int, start: int, eof: bool) -> None:
-        """The spool of `fd` now reaches to offset `end`; bytes below `start` were dropped; `eof`: nothing more will come."""
+        """The spool of `fd` reaches to `end`; bytes below `start` were dropped; `eof`: nothing more will come."""
 
     def event(self, task: str, kind: str, detail: Mapping[str, object]) -> None:
         """Something worth a line in the task's events ("oom", ...)."""
@@ -111,6 +111,13 @@ class Driver(Protocol):
 
     async def pids(self, task: str) -> Sequence[int]:
         """Return the host pids of the task's processes."""
+        ...
+
+    async def terminal(self, task: str) -> int:
+        """Return a new descriptor of the task's terminal, non-blocking: its input is written there, TIOCSWINSZ resizes.
+
+        Reading it would steal what belongs in the spool. ENODEV without one, ESRCH.
+        """
         ...
 
     async def recover(self, tasks: Sequence[str]) -> Mapping[str, Exit | None]:

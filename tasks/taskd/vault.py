@@ -2,9 +2,9 @@
 
 import os
 from collections.abc import Sequence
-from errno import EEXIST, ENOENT, ENOSPC
+from errno import ENOSPC
 
-MAX_KEYS = 65536
+MAX_KEYS = 1 << 18
 
 
 class Vault:
@@ -14,25 +14,21 @@ class Vault:
         self._held: dict[str, tuple[list[int], float | None]] = {}
 
     def hold(self, key: str, fds: Sequence[int], grace: float | None) -> None:
-        """Keep duplicates of `fds`. EEXIST, ENOSPC."""
-        if key in self._held:
-            raise OSError(EEXIST, f"already held: {key}")
-        if len(self._held) >= MAX_KEYS:
+        """Keep duplicates of `fds`, instead of what `key` held. ENOSPC."""
+        if key not in self._held and len(self._held) >= MAX_KEYS:
             raise OSError(ENOSPC, "too many keys held")
-        self._held[key] = ([os.dup(fd) for fd in fds], grace)
+        kept = [os.dup(fd) for fd in fds]
+        self.drop(key)
+        self._held[key] = (kept, grace)
 
     def take(self, key: str) -> list[int]:
-        """Return the descriptors of `key`, still held. ENOENT."""
-        try:
-            return self._held[key][0]
-        except KeyError:
-            raise OSError(ENOENT, f"not held: {key}") from None
+        """Return the descriptors of `key`, still held; [] for nothing."""
+        return self._held[key][0] if key in self._held else []
 
     def drop(self, key: str) -> None:
-        """Close what `key` holds. ENOENT."""
-        for fd in self.take(key):
+        """Close what `key` holds, if anything."""
+        for fd in self._held.pop(key, ([], None))[0]:
             os.close(fd)
-        del self._held[key]
 
     def keys(self) -> list[str]:
         return list(self._held)

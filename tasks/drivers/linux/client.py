@@ -1,5 +1,6 @@
 """The server's end of the conversation with its supervisor."""
 
+import math
 import os
 import socket
 import subprocess
@@ -9,6 +10,7 @@ from contextlib import asynccontextmanager
 from errno import ECONNREFUSED, ECONNRESET, EIO, ENOENT
 from pathlib import Path
 
+import structlog
 import trio
 
 import tasks.taskd
@@ -51,6 +53,11 @@ def _connect(state: Path) -> socket.socket:
     return sock
 
 
+log: Callable[..., object] = structlog.get_logger("taskd").warning
+
+_Posted = tuple[str, list[int], dict[str, object]]
+
+
 class _Reply:
     """What a request waits for."""
 
@@ -72,12 +79,13 @@ class Client:
         self._waiting: dict[int, _Reply] = {}
         self._count = 0
         self._lost = ""
+        self._posting, self._posted = trio.open_memory_channel[_Posted](math.inf)
         self.pid = 0
         """The supervisor's pid."""
         self.held: frozenset[str] = frozenset()
         """The keys under which it held descriptors when the connection was made."""
 
-    async def request(self, op: str, fds: Sequence[int] = (), **fields: object) -> tuple[Message, list[int]]:
+    async def request(self, op: str, fds: Sequence[int] = (), /, **fields: object) -> tuple[Message, list[int]]:
         """Send a request and return its reply and the descriptors that came with it, now the caller's.
 
         Raises the supervisor's OSError, or ECONNRESET when it is gone. The caller's `fds` must stay open until this
@@ -102,16 +110,33 @@ class Client:
             self._waiting.pop(number, None)
         self._check(reply)
         if "errno" in reply.message:
-            raise OSError(reply.message["errno"], reply.message["error"])
+            raise OSError(reply.message["errno"], reply.message.get("error"))
         result = reply.message["ok"]
         assert isinstance(result, dict)
         return result, reply.fds
 
-    async def call(self, op: str, fds: Sequence[int] = (), **fields: object) -> Message:
+    async def call(self, op: str, fds: Sequence[int] = (), /, **fields: object) -> Message:
         """Send a request whose reply brings no descriptors."""
         result, received = await self.request(op, fds, **fields)
         _close(received)
         return result
+
+    def post(self, op: str, fds: Sequence[int] = (), /, **fields: object) -> None:
+        """Send a request whose reply does not matter, some time soon, after those posted before. Does not wait.
+
+        Duplicates `fds`. Nothing happens once the supervisor is lost.
+        """
+        self._posting.send_nowait((op, [os.dup(fd) for fd in fds], fields))
+
+    async def _post(self) -> None:
+        async for op, fds, fields in self._posted:
+            try:
+                await self.call(op, fds, **fields)
+            except OSError as error:
+                if error.errno != ECONNRESET:
+                    log("supervisor refused", op=op, error=str(error), **fields)
+            finally:
+                _close(fds)
 
     def _check(self, reply: _Reply | None = None) -> None:
         if self._lost and not (reply and reply.message):
@@ -165,6 +190,7 @@ async def connect(
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(client._serve, on_lost)
+            nursery.start_soon(client._post)
             hello = await client.call("hello", version=VERSION)
             assert isinstance(hello["pid"], int) and isinstance(hello["held"], list)
             client.pid = hello["pid"]

@@ -1,0 +1,293 @@
+"""Tasks that are processes of this machine."""
+
+import hashlib
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from errno import EINVAL, ENOTSUP, ESRCH
+from pathlib import Path
+
+import trio
+
+from tasks.drivers.base import Exit, Launch, Limits, Listener
+from tasks.drivers.linux import procstat
+from tasks.drivers.linux.cgroup import Cgroups, Group, Hierarchy, hierarchies
+from tasks.drivers.linux.client import Client, connect, ensure
+from tasks.drivers.linux.vault import SupervisorVault
+from tasks.taskd.protocol import Message
+
+SIGKILL, SIGCONT, SIGSTOP = 9, 18, 19
+
+
+class LinuxDriver:
+    """Implements `tasks.drivers.base.Driver` over a supervisor process. Made by `opened`."""
+
+    name = "linux"
+
+    def __init__(self, listener: Listener, cgroups: Cgroups) -> None:
+        self._listener = listener
+        self._cgroups = cgroups
+        self._client: Client  # set when connected
+        self._groups: dict[str, Group] = {}
+        self._known: set[str] = set()
+        self._unclaimed: dict[str, Message] = {}  # ends of tasks that `recover` was not asked for yet
+        self._quitting = False
+        self.vault: SupervisorVault
+        """Keeps descriptors that must outlive this process."""
+        self.capabilities = self._find_capabilities()
+
+    def _find_capabilities(self) -> frozenset[str]:
+        found = {"pause", "nice", "stat", "pty"}
+        limits = {"memory": "memlimit", "pids": "pidlimit", "cpu": "cpulimit"}
+        found |= {limits[controller] for controller in self._cgroups.controllers if controller in limits}
+        if os.geteuid() == 0:
+            found.add("net")
+        return frozenset(found)
+
+    @property
+    def supervisor_pid(self) -> int:
+        return self._client.pid
+
+    async def start(self, launch: Launch) -> int:
+        task = launch.id
+        group = self._new_group(task, launch.limits)
+        self._known.add(task)
+        opened: list[int] = []
+        made: list[Path] = []
+        try:
+            message, fds = self._message(launch, group, opened, made)
+            with trio.CancelScope(shield=True):  # the supervisor's own deadline ends it
+                started = await self._client.call("start", fds, **message)
+        except OSError:
+            for path in made:
+                path.unlink(missing_ok=True)
+            self._known.discard(task)
+            if self._groups.pop(task, None) and group:
+                self._cgroups.remove(group)
+            raise
+        finally:
+            for fd in opened:
+                os.close(fd)
+        return _integer(started["pid"])
+
+    def _new_group(self, task: str, limits: Limits) -> Group | None:
+        if not self._cgroups:
+            if limits != Limits(nice=limits.nice):
+                raise OSError(ENOTSUP, "no cgroups here to set limits with")
+            return None
+        group = self._cgroups.group(task)
+        try:
+            if limits != Limits(nice=limits.nice):
+                group.limit(limits)
+        except OSError:
+            self._cgroups.remove(group)
+            raise
+        self._groups[task] = group
+        return group
+
+    def _message(
+        self, launch: Launch, group: Group | None, opened: list[int], made: list[Path]
+    ) -> tuple[Message, list[int]]:
+        """Return the `start` request and its descriptors, of which `opened` are to be closed after it."""
+        fds: list[int] = []
+
+        def index(fd: int) -> int:
+            if fd not in fds:
+                fds.append(fd)
+            return fds.index(fd)
+
+        def open_index(path: Path, flags: int) -> int:
+            opened.append(os.open(path, flags | os.O_CLOEXEC, 0o600))
+            return index(opened[-1])
+
+        message: Message = {
+            "task": launch.id,
+            "argv": list(launch.argv),
+            "env": dict(launch.env),
+            "cwd": launch.cwd,
+            "uid": launch.uid,
+            "gid": launch.gid,
+            "nice": launch.limits.nice,
+            "fds": {str(number): index(fd) for number, fd in launch.fds.items()},
+            "spool_limit": launch.spool_limit,
+        }
+        spools: dict[Path, int] = {}
+        for path in launch.spools.values():
+            if path not in spools:
+                if not path.exists():
+                    made.append(path)
+                spools[path] = open_index(path, os.O_RDWR | os.O_CREAT)
+        message["spools"] = {str(number): spools[path] for number, path in launch.spools.items()}
+        if launch.pty:
+            message["pty"] = {"rows": launch.pty[0], "columns": launch.pty[1]}
+        if group:
+            message["sweep"] = open_index(group.sweep, os.O_RDONLY | os.O_DIRECTORY)
+            if group.unified:
+                message["cgroup"] = open_index(group.unified, os.O_RDONLY | os.O_DIRECTORY)
+            message["join"] = {str(at): open_index(file, os.O_WRONLY) for at, file in enumerate(group.joined)}
+        if launch.net == "none" and "net" in self.capabilities:
+            message["net"] = "none"
+        elif launch.net not in ("none", "host"):
+            raise OSError(ENOTSUP, f"net {launch.net}: only none and host")
+        return message, fds
+
+    async def kill(self, task: str, signal: int) -> None:
+        await self._client.call("kill", task=task, signal=signal)
+        group = self._groups.get(task)
+        if signal == SIGKILL and group and not group.unified:
+            group.kill()  # a version 1 freezer holds on even to the killed
+
+    async def pause(self, task: str) -> None:
+        group = self._groups.get(task)
+        if group and group.can_pause:
+            await group.pause(True)
+        else:
+            await self._client.call("kill", task=task, signal=SIGSTOP)
+
+    async def resume(self, task: str) -> None:
+        group = self._groups.get(task)
+        if group and group.can_pause:
+            await group.pause(False)
+        else:
+            await self._client.call("kill", task=task, signal=SIGCONT)
+
+    async def set_limits(self, task: str, limits: Limits) -> None:
+        pids = await self.pids(task)
+        group = self._groups.get(task)
+        if group:
+            group.limit(limits)
+        elif limits != Limits(nice=limits.nice):
+            raise OSError(ENOTSUP, "no cgroups here to set limits with")
+        for pid in pids:
+            try:
+                if os.getpriority(os.PRIO_PROCESS, pid) != limits.nice:
+                    os.setpriority(os.PRIO_PROCESS, pid, limits.nice)
+            except ProcessLookupError:
+                continue
+
+    async def stat(self, task: str, what: str) -> Mapping[str, int]:
+        if what not in ("mem", "cpu", "io", "pids"):
+            raise OSError(EINVAL, f"no figures of {what}")
+        group = self._groups.get(task)
+        figures = group.stat(what) if group else {}
+        return figures or procstat.stat(what, await self.pids(task))
+
+    async def pids(self, task: str) -> Sequence[int]:
+        pids = (await self._client.call("pids", task=task))["pids"]
+        if not pids:
+            raise OSError(ESRCH, "the task has ended")
+        assert isinstance(pids, list)
+        return pids
+
+    async def terminal(self, task: str) -> int:
+        _, fds = await self._client.request("terminal", task=task)
+        return fds[0]
+
+    async def recover(self, tasks: Sequence[str]) -> Mapping[str, Exit | None]:
+        found: dict[str, Exit | None] = {}
+        table = await self._client.call("list")
+        for task in tasks:
+            record = table.get(task)
+            if not isinstance(record, dict):
+                continue
+            self._known.add(task)
+            if self._cgroups:
+                self._groups[task] = self._cgroups.group(task)
+            for number, (end, start, eof) in record["spools"].items():
+                self._listener.output(task, int(number), end, start, bool(eof))
+            end_record = self._unclaimed.pop(task, record["exit"])
+            found[task] = None if end_record is None else self._account(task, end_record)
+        return found
+
+    def forget(self, task: str) -> None:
+        self._known.discard(task)
+        self._client.post("forget", task=task)
+
+    async def quit(self) -> None:
+        """Kill every task and end the supervisor."""
+        self._quitting = True
+        for group in self._groups.values():
+            group.kill()
+        await self._client.call("quit")
+
+    # What the supervisor reports
+
+    def _event(self, event: Message) -> None:
+        if event["event"] == "output":
+            assert isinstance(event["spools"], list)
+            for task, number, end, start, eof in event["spools"]:
+                self._listener.output(task, number, end, start, bool(eof))
+        elif event["event"] == "exited":
+            task, exit = event["task"], event["exit"]
+            assert isinstance(task, str) and isinstance(exit, dict)
+            if task in self._known:
+                self._listener.exited(task, self._account(task, exit))
+            else:
+                self._unclaimed[task] = exit
+
+    def _account(self, task: str, record: Mapping[str, object]) -> Exit:
+        """Return how a task ended, with its group's figures where it has one, and remove the group."""
+        exit = Exit(
+            _integer(record["code"]),
+            str(record["reason"]),
+            user_usec=_integer(record["user_usec"]),
+            system_usec=_integer(record["system_usec"]),
+            peak_bytes=_integer(record["peak_bytes"]),
+        )
+        group = self._groups.pop(task, None)
+        if not group:
+            return exit
+        mem, cpu = group.stat("mem"), group.stat("cpu")
+        if kills := group.oom_kills():
+            self._listener.event(task, "oom", {"kills": kills, "limit_bytes": mem.get("limit_bytes", 0)})
+            if exit.code == 128 + SIGKILL:
+                exit = replace(exit, reason="out of memory")
+        self._cgroups.remove(group)
+        return replace(
+            exit,
+            user_usec=cpu.get("user_usec", exit.user_usec),
+            system_usec=cpu.get("system_usec", exit.system_usec),
+            peak_bytes=mem.get("peak_bytes", exit.peak_bytes),
+        )
+
+    def _lost(self, reason: str) -> None:
+        if not self._quitting:
+            self._cgroups.kill_all()
+            self._listener.lost(reason)
+
+
+def cgroup_name(state: Path) -> str:
+    """Return the name under which the groups of this state directory go, the same after a restart."""
+    digest = hashlib.blake2b(os.fsencode(state.resolve()), digest_size=4).hexdigest()
+    return f"wanixfs-{digest}.scope"
+
+
+@asynccontextmanager
+async def opened(state: Path, listener: Listener, *, cgroup: str | None = "auto") -> AsyncIterator[LinuxDriver]:
+    """Yield a driver whose supervisor belongs to the state directory, started unless it runs.
+
+    Leaving the block leaves the tasks running; `quit` ends them. `cgroup` is the name of the directory that holds
+    the tasks' groups, "auto" for one of the state directory's own, None for none. The caller holds the state
+    directory's lock.
+    """
+    groups = Cgroups(cgroup_name(state) if cgroup == "auto" else cgroup or "", _mounted() if cgroup else [])
+    driver = LinuxDriver(listener, groups)
+    ensure(state)
+    try:
+        async with connect(state, on_event=driver._event, on_lost=driver._lost) as client:
+            driver._client = client
+            driver.vault = SupervisorVault(client)
+            groups.kill_all(but=await client.call("list"))
+            yield driver
+    finally:
+        groups.close()
+
+
+def _mounted() -> list[Hierarchy]:
+    return hierarchies(Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text())
+
+
+def _integer(value: object) -> int:
+    assert isinstance(value, int)
+    return value
