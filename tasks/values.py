@@ -1,8 +1,11 @@
 """The values that control verbs take: sizes, signals, numbers, assignments. EINVAL with the reason for all else."""
 
+import posixpath
 import re
 import signal
-from errno import EINVAL
+from errno import E2BIG, EINVAL
+
+from vfs.words import quote, split_line
 
 _SIZE = re.compile(r"(\d{1,18})([KMGT]?)(?:i?B)?", re.IGNORECASE | re.ASCII)
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -14,6 +17,11 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}", re.ASCII)
 def invalid(message: str) -> OSError:
     """Return an EINVAL with this message."""
     return OSError(EINVAL, message)
+
+
+def too_big(message: str) -> OSError:
+    """Return an E2BIG with this message."""
+    return OSError(E2BIG, message)
 
 
 def size(word: str) -> int:
@@ -75,3 +83,37 @@ def label(word: str) -> tuple[str, str]:
     if len(value) > 255 or (value and not value.isprintable()):
         raise invalid("a label's value is at most 255 printable characters")
     return key, value
+
+
+def command(text: str) -> tuple[str, ...]:
+    """Return the words of a command line, quoted as in ctl."""
+    words = tuple(split_line(text))
+    if any("\0" in word for word in words):
+        raise invalid("NUL in command")
+    return words
+
+
+def command_line(argv: tuple[str, ...]) -> str:
+    """Return a command as one line that `command` reads back."""
+    return " ".join(map(quote, argv))
+
+
+def arguments(text: str) -> tuple[str, ...]:
+    """Return the arguments that stand one a line, or NUL-separated where there is a NUL."""
+    if not text:
+        return ()
+    return tuple(text.removesuffix("\0").split("\0")) if "\0" in text else tuple(text.split("\n"))
+
+
+def argument_lines(argv: tuple[str, ...]) -> str:
+    """Return arguments so that `arguments` reads them back: one a line, NUL-ended where one holds a newline."""
+    if any("\n" in word for word in argv):
+        return "".join(word + "\0" for word in argv)
+    return "".join(word + "\n" for word in argv)
+
+
+def absolute_path(text: str) -> str:
+    """Return a path that starts at the root, without "." and doubled slashes."""
+    if not text.startswith("/") or "\0" in text or len(text) > 4096:
+        raise invalid(f"not an absolute path: {text[:64]!r}")
+    return posixpath.normpath(text)

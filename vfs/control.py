@@ -5,11 +5,11 @@ import os
 import stat as statmod
 from collections.abc import Awaitable, Callable, Mapping
 from errno import E2BIG, EBADF, EINVAL
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from vfs.files import Synthetic, as_bytes, as_text
 from vfs.node import Caller, Handle
-from vfs.words import split_commands, split_line
+from vfs.words import split_commands
 
 MAX_LINE = 1 << 20
 """Bytes of one command at the most, E2BIG beyond."""
@@ -18,6 +18,7 @@ WHOLE_WRITE = 4096
 
 Verb = Callable[..., "Awaitable[None] | None"]
 F = TypeVar("F", bound=Verb)
+Line = TypeVar("Line")
 
 
 class Refusal(Protocol):
@@ -101,26 +102,21 @@ class Control(Synthetic):
         return "\n".join(lines)
 
     async def run(self, words: list[str]) -> None:
-        """Run one command, keeping its refusal. EINVAL for an unknown verb, a wrong number of words or a NUL."""
-        try:
-            name, *rest = words
-            if any("\0" in word for word in words):
-                raise OSError(EINVAL, "NUL in command")
-            verb = self.verbs.get(name)
-            if verb is None:
-                raise OSError(EINVAL, f"unknown verb: {name[:64]!r}")
-            if not takes(verb, len(rest)):
-                raise OSError(EINVAL, f"usage: {usage_line(name, verb).partition('  #')[0].strip()}")
-            done = verb(*rest)
-            if done is not None:
-                await done
-        except OSError as refused:
-            self.refusal.error = refused.strerror or os.strerror(refused.errno or EINVAL)
-            raise
-        self.refusal.error = ""
+        """Run one command. EINVAL for an unknown verb, a wrong number of words or a NUL, else the verb's own error."""
+        name, *rest = words
+        if any("\0" in word for word in words):
+            raise OSError(EINVAL, "NUL in command")
+        verb = self.verbs.get(name)
+        if verb is None:
+            raise OSError(EINVAL, f"unknown verb: {name[:64]!r}")
+        if not takes(verb, len(rest)):
+            raise OSError(EINVAL, f"usage: {usage_line(name, verb).partition('  #')[0].strip()}")
+        done = verb(*rest)
+        if done is not None:
+            await done
 
 
-class LineHandle(Handle):
+class LineHandle(Handle, Generic[Line]):
     """Takes whole lines off the writes to an open file and hands each on, in order, before the write is answered."""
 
     __slots__ = ("_tail", "_text")
@@ -133,11 +129,16 @@ class LineHandle(Handle):
         """Return what a read at offset 0 shows."""
         raise OSError(EBADF, "write only")
 
-    async def run(self, words: list[str]) -> None:
+    def split(self, text: str) -> tuple[list[Line], str]:
+        """Return the complete lines of `text`, and the tail after the last."""
         raise NotImplementedError
 
-    def refuse(self, error: OSError) -> None:
-        """Keep the message of a line that could not even be split into words."""
+    async def run(self, line: Line) -> None:
+        """Act on one line. An OSError refuses it and all that follow in the same write."""
+        raise NotImplementedError
+
+    def refused(self, error: OSError) -> None:
+        """Keep the message of a refusal."""
 
     async def read(self, size: int, offset: int, nonblock: bool = False) -> bytes | memoryview:
         if offset == 0:
@@ -148,36 +149,34 @@ class LineHandle(Handle):
         taken = len(data)
         text = self._tail + as_text(bytes(data))
         self._tail = ""
-        commands, tail = split_commands(text)
-        if len(tail) > MAX_LINE or any(sum(map(len, words)) > MAX_LINE for words in commands):
-            error = OSError(E2BIG, f"a command is at most {MAX_LINE} bytes")
-            self.refuse(error)
-            raise error
-        for words in commands:
-            await self.run(words)
-        if taken < WHOLE_WRITE:
-            await self._finish(tail)
-        else:
-            self._tail = tail
+        await self._run(text, last=taken < WHOLE_WRITE)
         return taken
 
     async def flush(self) -> None:
         tail, self._tail = self._tail, ""
-        await self._finish(tail)
+        await self._run(tail, last=True)
 
-    async def _finish(self, tail: str) -> None:
-        if not tail:
-            return
+    async def _run(self, text: str, *, last: bool) -> None:
         try:
-            words = split_line(tail)
+            lines, tail = self.split(text)
+            if len(tail) > MAX_LINE:
+                raise OSError(E2BIG, f"a line is at most {MAX_LINE} bytes")
+            for line in lines:
+                await self.run(line)
+            if not last:
+                self._tail = tail
+            elif tail:
+                lines, rest = self.split(tail + "\n")
+                if rest:
+                    raise OSError(EINVAL, "no closing quotation")
+                for line in lines:
+                    await self.run(line)
         except OSError as error:
-            self.refuse(error)
+            self.refused(error)
             raise
-        if words:
-            await self.run(words)
 
 
-class ControlHandle(LineHandle):
+class ControlHandle(LineHandle[list[str]]):
     """An open `Control`."""
 
     __slots__ = ("_node",)
@@ -189,8 +188,15 @@ class ControlHandle(LineHandle):
     def text(self) -> str:
         return self._node.manual()
 
-    async def run(self, words: list[str]) -> None:
-        await self._node.run(words)
+    def split(self, text: str) -> tuple[list[list[str]], str]:
+        commands, tail = split_commands(text)
+        if any(sum(map(len, words)) > MAX_LINE for words in commands):
+            raise OSError(E2BIG, f"a command is at most {MAX_LINE} bytes")
+        return commands, tail
 
-    def refuse(self, error: OSError) -> None:
-        self._node.refusal.error = error.strerror or "refused"
+    async def run(self, line: list[str]) -> None:
+        await self._node.run(line)
+        self._node.refusal.error = ""
+
+    def refused(self, error: OSError) -> None:
+        self._node.refusal.error = error.strerror or os.strerror(error.errno or EINVAL)

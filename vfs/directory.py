@@ -7,18 +7,22 @@ from vfs.files import Owner, Synthetic
 from vfs.node import Caller, DirEntry, Node, Stat, no_entry, node_id
 
 
+Child = Node | Callable[[], Node]
+
+
 class Dir(Synthetic):
     """A directory written down as a literal: names in the order `ls` shows them.
 
     Children without an id or owner get theirs from here, so a whole tree
-    needs one id and one owner, at its top.
+    needs one id and one owner, at its top. A child that costs something may be
+    given as a function that makes it at lookup.
     """
 
     __slots__ = ("children",)
 
     def __init__(
         self,
-        children: Mapping[str, Node],
+        children: Mapping[str, Child],
         *,
         mode: int = 0o555,
         owner: Owner | None = None,
@@ -36,8 +40,10 @@ class Dir(Synthetic):
             raise no_entry(name)
         return self.adopt(name, child)
 
-    def adopt(self, name: str, child: Node) -> Node:
+    def adopt(self, name: str, child: Child) -> Node:
         """Give `child` what it left open: an id derived from ours and its name, and our owner."""
+        if not isinstance(child, Node):
+            child = child()
         if isinstance(child, Synthetic):
             if not child.id:
                 child.id = node_id(self.id, name)
@@ -48,7 +54,9 @@ class Dir(Synthetic):
     async def readdir(self, who: Caller) -> Sequence[DirEntry]:
         return [self._entry(name, child) for name, child in self.children.items()]
 
-    def _entry(self, name: str, child: Node) -> DirEntry:
+    def _entry(self, name: str, child: Child) -> DirEntry:
+        if not isinstance(child, Node):
+            return DirEntry(name, node_id(self.id, name), 0)
         self.adopt(name, child)
         kind = statmod.S_IFMT(child.mode) if isinstance(child, Synthetic) else 0
         return DirEntry(name, child.id, kind)
@@ -68,7 +76,7 @@ class LiveDir(Dir):
         names: Callable[[], Iterable[str]],
         child: Callable[[str, Caller], Node],
         *,
-        fixed: Mapping[str, Node] | None = None,
+        fixed: Mapping[str, Child] | None = None,
         kind: int = 0,
         mode: int = 0o555,
         owner: Owner | None = None,

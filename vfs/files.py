@@ -3,7 +3,7 @@
 import os
 import stat as statmod
 from collections.abc import Awaitable, Callable
-from errno import E2BIG, EAGAIN, EBADF, EPERM
+from errno import E2BIG, EAGAIN, EBADF, EINVAL, EPERM
 from typing import Protocol
 
 from vfs.node import ACCESS_MODE, READABLE, Caller, Handle, Node, SetStat, Stat
@@ -231,3 +231,30 @@ class Link(Synthetic):
 
     async def readlink(self) -> str:
         return self.target()
+
+
+class Allocator(Synthetic):
+    """A file whose open allocates something; every read of that open file returns its id."""
+
+    __slots__ = ("allocate",)
+
+    def __init__(self, allocate: Callable[[], int], mode: int = 0o600) -> None:
+        super().__init__(statmod.S_IFREG | mode)
+        self.allocate = allocate
+
+    async def open(self, flags: int, who: Caller) -> Handle:
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            raise OSError(EINVAL, "read it to allocate")
+        return AllocatedHandle(b"%d\n" % self.allocate())
+
+
+class AllocatedHandle(Handle):
+    """An open `Allocator`."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: bytes) -> None:
+        self._text = text
+
+    async def read(self, size: int, offset: int, nonblock: bool = False) -> bytes | memoryview:
+        return self._text[offset : offset + size]

@@ -1,11 +1,12 @@
 """Walk a path through a tree, following symlinks inside it."""
 
+import os
 import stat as statmod
 from collections.abc import Iterable
-from errno import ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR
+from errno import EEXIST, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR
 
-from vfs.access import EXECUTE, check
-from vfs.node import Caller, Node, StatResult
+from vfs.access import EXECUTE, WRITE, check, wanted
+from vfs.node import Caller, Handle, Node, StatResult, check_name
 
 MAX_SYMLINKS = 40
 MAX_PATH = 4096
@@ -80,3 +81,26 @@ async def walk_chain(
     if wants_dir and not statmod.S_ISDIR(st.st_mode):
         raise OSError(ENOTDIR, f"not a directory: {chain[-1][0]!r}")
     return chain
+
+
+async def open_path(root: Node, path: str, flags: int, who: Caller, *, mode: int = 0o666) -> tuple[Node, Handle]:
+    """Open the file at `path` below `root` as open(2) does: O_CREAT, O_EXCL, O_TRUNC and permissions included.
+
+    Returns the node and its handle. EISDIR for a directory, and what `walk` and the node raise.
+    """
+    try:
+        node = await walk(root, path, who)
+    except FileNotFoundError:
+        if not flags & os.O_CREAT:
+            raise
+        *above, name = split(path) or [""]
+        parent = await walk(root, above, who)
+        check(await parent.stat(), who, WRITE | EXECUTE)
+        return await parent.create(check_name(name), flags, mode, who)
+    if flags & os.O_CREAT and flags & os.O_EXCL:
+        raise OSError(EEXIST, f"exists: {path!r}")
+    st = await node.stat()
+    if statmod.S_ISDIR(st.st_mode):
+        raise OSError(EISDIR, f"is a directory: {path!r}")
+    check(st, who, wanted(flags))
+    return node, await node.open(flags & ~(os.O_CREAT | os.O_EXCL), who)

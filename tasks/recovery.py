@@ -1,0 +1,138 @@
+"""Rebuild the tasks of an earlier server from the journal, then ask the drivers and the vault what became of them.
+
+A task that was running and whose supervisor no longer knows it is `exited`
+with that as its reason: never stuck.
+"""
+
+import json
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+import structlog
+
+from tasks.drivers.base import Exit
+from tasks.fds import Gone, Held, Inherited, Spooled
+from tasks.model import Spec, State, Times
+from tasks.service import TaskService
+from tasks.store import Record
+from tasks.task import Task
+
+log = structlog.get_logger("tasks")
+
+LOST = "supervisor lost"
+
+
+def replay(service: TaskService) -> None:
+    """Fill an empty service from its journal. Rows that cannot be read are logged and passed over."""
+    for row in service.journal.replay():
+        try:
+            _apply(service, row)
+        except (KeyError, ValueError, TypeError) as error:
+            log.error("journal row passed over", seq=row.seq, kind=row.kind, error=repr(error))
+
+
+def _apply(service: TaskService, row: Record) -> None:
+    data = json.loads(row.data)
+    state = json.loads(row.state) if row.state else {}
+    if row.kind == "allocated":
+        parent = service.tasks.get(int(data["parent"] or 0))
+        service.restore(Task(row.task, parent, Spec.from_json(state["spec"]), service.fork(parent), row.at))
+        return
+    task = service.tasks.get(row.task)
+    if task is None:
+        return
+    task.changed_ns = int(row.at * 1e9)
+    if "spec" in state:
+        task.spec = Spec.from_json(state["spec"])
+    if "alias" in state:
+        service.name(task, state["alias"])
+    if "ns" in state:
+        task.namespace_script = state["ns"]
+    for number, shows in state.get("fds", state.get("fd", {})).items():
+        task.fds.entries[int(number)] = Gone(shows)
+    match row.kind:
+        case "configured":
+            task.touched = True
+            if data.get("what") == "start":
+                task.state = State.WAITING
+        case "started":
+            task.kind, task.main_pid, task.state = state["type"], state["pid"], State.RUNNING
+            task.times = replace(task.times, started=row.at)
+        case "paused":
+            task.state = State.STOPPED
+        case "resumed":
+            task.state = State.RUNNING
+        case "adopted":
+            service.adopt(task, service.tasks.get(int(data["parent"] or 0)))
+        case "exited":
+            task.state, task.reason = State.EXITED, data["reason"]
+            task.times = replace(task.times, exited=row.at)
+            usage = (data["user_usec"], data["system_usec"], data["peak_bytes"])
+            task.exit = Exit(data["code"], data["reason"], *usage)
+
+
+async def reconcile(
+    service: TaskService, apply_script: Callable[[Task, str], Awaitable[None]], *, now: float | None = None
+) -> None:
+    """Bring a replayed service in line with what still runs. Call once, before serving.
+
+    `apply_script` rebuilds a task's namespace from its script.
+    """
+    found: set[int] = set()
+    open_tasks = [task for task in service.tasks.values() if not task.ended]
+    for task in open_tasks:
+        if task.namespace_script:
+            await apply_script(task, task.namespace_script)
+    for name, driver in service.drivers.items():
+        asked = [task for task in open_tasks if task.kind in ("", name)]
+        known = await driver.recover([str(task.id) for task in asked])
+        for task in asked:
+            if str(task.id) in known:
+                found.add(task.id)
+                await _found(service, task, name, known[str(task.id)])
+    for task in open_tasks:
+        if task.state.live and task.id not in found:
+            service.end(task, Exit(128 + signal.SIGKILL, LOST))
+        elif task.state.configurable:
+            await _reopen(service, task)
+    for task in service.tasks.values():
+        for entry in task.fds.entries.values() if task.has_fds else ():
+            if isinstance(entry, Spooled):
+                entry.spool.measure()
+    service.schedule(time.time() if now is None else now)
+
+
+async def _found(service: TaskService, task: Task, kind: str, exit: Exit | None) -> None:
+    """The driver knows this task: it runs, or it ended while no server was there."""
+    if not task.state.live:
+        task.kind, task.state = kind, State.RUNNING
+        task.times = Times(task.times.created, task.times.started or task.times.created)
+    for number in (1, 2):
+        if not isinstance(task.fds.entries.get(number), Gone) or "spool" in task.fds.shows(number):
+            task.fds.entries.pop(number, None)
+            service.spool(task, number).measure()
+    if exit is not None:
+        service.end(task, exit)
+        return
+    kept = await service.vault.take(f"task/{task.id}/stdin")
+    if kept:
+        task.fds.adopt_stdin(kept[0])
+    if task.spec.timeout is not None and task.times.started is not None:
+        service.arm_timeout(task, max(0.001, task.times.started + task.spec.timeout - time.time()))
+
+
+async def _reopen(service: TaskService, task: Task) -> None:
+    """Take back the descriptors that were set up for a task that has not started."""
+    if not task.has_fds:
+        return
+    for number, entry in list(task.fds.entries.items()):
+        if entry.shows == Inherited.shows:
+            task.fds.entries[number] = Inherited()
+        elif entry != Gone():
+            kept = await service.vault.take(f"task/{task.id}/fd/{number}")
+            if kept:
+                task.fds.entries[number] = Held(kept[0], entry.shows)
+            else:
+                task.error = f"descriptor {number} was lost with the server: {entry.shows}"
