@@ -304,7 +304,7 @@ class Cgroups:
         self._stale = [stale for stale in (*self._stale, group) if not stale.remove()]
 
     def kill_all(self, *, but: Container[str] = ()) -> None:
-        """Kill what is left in any group `but` those and remove them: tasks whose supervisor died. Blocks until done."""
+        """Kill what is left in any group `but` those and remove them. Blocks until it is done."""
         names = {path.name for place, _ in self._places for path in place.iterdir() if path.is_dir()}
         groups = [self.group(name) for name in names if name not in but]
         deadline = time.monotonic() + SWEEP_DEADLINE
