@@ -1,0 +1,438 @@
+"""The live namespace as a tree of nodes: unions, mountpoints, and the directories inside what is bound.
+
+Every operation asks the table as it is now, so a bind is seen by whoever
+already holds a directory. Files of a writable bind are the trees' own nodes:
+only directories (whose meaning depends on their path) and what is read-only are wrapped.
+"""
+
+import os
+import stat as statmod
+from collections.abc import Sequence
+from dataclasses import replace
+from errno import EACCES, EBUSY, EEXIST, ELOOP, ENOENT, EPERM, EROFS, EXDEV
+from typing import Protocol
+from weakref import WeakValueDictionary
+
+from ns.table import NOWHERE, BindTable, Member, Origin, Place
+from vfs.node import ROOT, Caller, DirEntry, Handle, Node, SetStat, Stat, StatFs, StatResult, is_dir, no_entry, node_id
+
+MAX_NESTING = 8
+"""How many namespaces a path may lead through (`ns/root` inside `ns/root`): ELOOP beyond."""
+_ID_BITS = (1 << 63) - 1
+_SPREAD = 0x9E3779B97F4A7C15  # odd, so that multiplying by it loses nothing; nested salts must not cancel out
+_READONLY = node_id("ns", "readonly")
+_SPECIAL = (statmod.S_IFIFO, statmod.S_IFCHR, statmod.S_IFBLK, statmod.S_IFSOCK)
+
+
+class View(Protocol):
+    """What a tree needs of its namespace."""
+
+    label: str
+    """Names the view for ever; node ids derive from it."""
+    born_ns: int
+    dirs: "WeakValueDictionary[int, TreeDir]"
+
+    @property
+    def table(self) -> BindTable: ...
+
+    async def resolve(self, member: Member, who: Caller) -> Node:
+        """Return what `member` shows in this view. ENOENT where this view has no such device."""
+        ...
+
+
+def mixed(id: int, salt: int) -> int:
+    """Return `id` as seen under `salt`: as unique as `id` is, never 0 or 1."""
+    mix = (id * _SPREAD ^ salt) & _ID_BITS
+    return mix if mix > 1 else mix + 2
+
+
+class Masked(Node):
+    """What is seen in place of a hidden file or directory: nothing, mode 0."""
+
+    __slots__ = ("mode", "origins")
+
+    def __init__(self, id: int, mode: int, origins: Sequence[Origin]) -> None:
+        self.id = id
+        self.mode = mode
+        self.origins = origins
+
+    async def stat(self) -> Stat:
+        return Stat(self.mode, st_ino=self.id)
+
+    async def lookup(self, name: str, who: Caller) -> Node:
+        if not statmod.S_ISDIR(self.mode):
+            return await super().lookup(name, who)
+        raise no_entry(name)
+
+    async def readdir(self, who: Caller) -> Sequence[DirEntry]:
+        return () if statmod.S_ISDIR(self.mode) else await super().readdir(who)
+
+    async def open(self, flags: int, who: Caller) -> Handle:
+        raise OSError(EACCES, "masked")
+
+
+class ReadOnly(Node):
+    """A file of a read-only bind: every change is EROFS. Fifos, sockets and devices still take writes, as in Linux."""
+
+    __slots__ = ("cache_seconds", "node", "unshared")
+
+    def __init__(self, node: Node) -> None:
+        self.id = mixed(node.id, _READONLY)
+        self.node = node
+        self.cache_seconds = node.cache_seconds
+        self.unshared = node.unshared
+
+    async def stat(self) -> StatResult:
+        return await self.node.stat()
+
+    async def setstat(self, change: SetStat, who: Caller) -> None:
+        raise _readonly()
+
+    async def readlink(self) -> str:
+        return await self.node.readlink()
+
+    async def open(self, flags: int, who: Caller) -> Handle:
+        writes = flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC
+        if writes and statmod.S_IFMT((await self.node.stat()).st_mode) not in _SPECIAL:
+            raise _readonly()
+        return await self.node.open(flags, who)
+
+    async def statfs(self) -> StatFs:
+        return await self.node.statfs()
+
+    async def listxattr(self) -> Sequence[str]:
+        return await self.node.listxattr()
+
+    async def getxattr(self, name: str) -> bytes:
+        return await self.node.getxattr(name)
+
+    async def setxattr(self, name: str, value: bytes, flags: int, who: Caller) -> None:
+        raise _readonly()
+
+    async def removexattr(self, name: str, who: Caller) -> None:
+        raise _readonly()
+
+
+class NsDir(Node):
+    """A directory of a namespace at the path `names` (None: named by device, where nothing can be bound)."""
+
+    __slots__ = ("names", "nesting", "salt", "view")
+
+    view: View
+    names: tuple[str, ...] | None
+    salt: int
+    """Tells the directories below one mountpoint from the same ones below another."""
+    nesting: int
+    """How many further namespaces the path to here leads through."""
+
+    async def members(self, who: Caller) -> Sequence[Member]:
+        """Return what shows through here, in search order, each with its node; none where we only lead to binds."""
+        raise NotImplementedError
+
+    async def sources(self, who: Caller) -> Sequence[Member]:
+        """Return the trees behind this directory, those behind another namespace's directory included."""
+        return [source for member in await self.members(who) for source in await _behind(member, who)]
+
+    async def child_sources(self, name: str, who: Caller) -> Sequence[Member]:
+        """Return the trees behind the child `name`; none where it only leads to binds. ENOENT."""
+        below = self._place().children.get(name)
+        if below is not None and below.members:
+            shown = await visible(self.view, below.members, who)
+            return [source for member in shown for source in await _behind(member, who)]
+        try:
+            member, node = await self._first(name, who)
+        except OSError as error:
+            if error.errno == ENOENT and below is not None:
+                return []
+            raise
+        if isinstance(member.node, NsDir):
+            return _no_more_than(member, await member.node.child_sources(name, who))
+        dir = is_dir(await node.stat())
+        return [replace(member, origin=member.origin.child(name), node=node, create=False, dir=dir)]
+
+    async def lookup(self, name: str, who: Caller) -> Node:
+        below = self._place().children.get(name)
+        if below is not None and below.members:
+            return await self._bound(name, below, who)
+        try:
+            member, node = await self._first(name, who)
+        except OSError as error:
+            if error.errno == ENOENT and below is not None:
+                return PathDir(self.view, (*(self.names or ()), name))
+            raise
+        st = await node.stat()
+        hidden = self.view.table.hidden
+        if hidden and (origin := member.origin.child(name)) in hidden:
+            return Masked(mixed(node.id, self.salt), statmod.S_IFMT(st.st_mode), [origin])
+        if is_dir(st):
+            return self._dir(member, name, node)
+        return ReadOnly(node) if member.readonly else node
+
+    async def readdir(self, who: Caller) -> Sequence[DirEntry]:
+        children = self._place().children
+        members = await self.members(who)
+        if len(members) == 1 and not children:
+            return await _node(members[0]).readdir(who)
+        entries: dict[str, DirEntry] = {}
+        for member in members:
+            for entry in await _node(member).readdir(who):
+                entries.setdefault(entry.name, entry)
+        for name in sorted(children):
+            place = children[name]
+            if not place.members or place.children or await visible(self.view, place.members, who, masked=True):
+                kind = statmod.S_IFDIR if not place.members or place.members[0].dir else 0
+                entries[name] = DirEntry(name, path_id(self.view, (*(self.names or ()), name)), kind)
+        return list(entries.values())
+
+    async def create(self, name: str, flags: int, mode: int, who: Caller) -> tuple[Node, Handle]:
+        return await _node(await self._home(name, who)).create(name, flags, mode, who)
+
+    async def mkdir(self, name: str, mode: int, who: Caller) -> Node:
+        member = await self._home(name, who)
+        return self._dir(member, name, await _node(member).mkdir(name, mode, who))
+
+    async def symlink(self, name: str, target: str, who: Caller) -> Node:
+        return await _node(await self._home(name, who)).symlink(name, target, who)
+
+    async def mknod(self, name: str, mode: int, rdev: int, who: Caller) -> Node:
+        return await _node(await self._home(name, who)).mknod(name, mode, rdev, who)
+
+    async def link(self, target: Node, name: str, who: Caller) -> None:
+        if isinstance(target, ReadOnly | Masked):
+            raise OSError(EXDEV, "the link would not be read-only")
+        if isinstance(target, NsDir):
+            raise OSError(EPERM, "directories have one name")
+        await _node(await self._home(name, who)).link(target, name, who)
+
+    async def unlink(self, name: str, who: Caller) -> None:
+        await _node(await self._owner(name, who)).unlink(name, who)
+
+    async def rmdir(self, name: str, who: Caller) -> None:
+        await _node(await self._owner(name, who)).rmdir(name, who)
+
+    async def rename(self, name: str, new_dir: Node, new_name: str, flags: int, who: Caller) -> None:
+        """Rename inside one tree: neither name may be a mountpoint (EBUSY); EXDEV across trees."""
+        if not isinstance(new_dir, NsDir):
+            raise OSError(EXDEV, "another tree")
+        source = await self._owner(name, who)
+        try:
+            target = await new_dir._owner(new_name, who)
+        except OSError as error:
+            if error.errno != ENOENT:
+                raise
+            target = await new_dir._home(new_name, who)
+        await _node(source).rename(name, _node(target), new_name, flags, who)
+
+    async def setstat(self, change: SetStat, who: Caller) -> None:
+        await (await self._writable(who)).setstat(change, who)
+
+    async def statfs(self) -> StatFs:
+        members = await self.members(ROOT)
+        return await _node(members[0]).statfs() if members else StatFs()
+
+    async def listxattr(self) -> Sequence[str]:
+        members = await self.members(ROOT)
+        return await _node(members[0]).listxattr() if members else ()
+
+    async def getxattr(self, name: str) -> bytes:
+        members = await self.members(ROOT)
+        return await (_node(members[0]).getxattr(name) if members else super().getxattr(name))
+
+    async def setxattr(self, name: str, value: bytes, flags: int, who: Caller) -> None:
+        await (await self._writable(who)).setxattr(name, value, flags, who)
+
+    async def removexattr(self, name: str, who: Caller) -> None:
+        await (await self._writable(who)).removexattr(name, who)
+
+    def _union(self) -> bool:
+        """Tell whether creating needs a member that is marked for it."""
+        return False
+
+    def _place(self) -> Place:
+        return (self.view.table.find(self.names) if self.names is not None else None) or NOWHERE
+
+    async def _first(self, name: str, who: Caller) -> tuple[Member, Node]:
+        """Return the first member that has `name`, and its node there. ENOENT."""
+        for member in await self.members(who):
+            try:
+                return member, await _node(member).lookup(name, who)
+            except OSError as error:
+                if error.errno != ENOENT:
+                    raise
+        raise no_entry(name)
+
+    def _dir(self, member: Member, name: str, node: Node) -> "TreeDir":
+        """Return the directory `node`, which is the child `name` of `member`."""
+        names = None if self.names is None else (*self.names, name)
+        child = Member(member.origin.child(name), node, readonly=member.readonly)
+        return tree_dir(self.view, names, child, self.salt)
+
+    async def _bound(self, name: str, place: Place, who: Caller) -> Node:
+        """Return the mountpoint `name`."""
+        names = (*(self.names or ()), name)
+        first = place.members[0]
+        origins = [member.origin for member in place.members]
+        if self.view.table.hidden.issuperset(origins):
+            kind = statmod.S_IFDIR if first.dir else statmod.S_IFREG
+            return Masked(path_id(self.view, names), kind, origins)
+        if first.dir:
+            return PathDir(self.view, names)
+        node = await self.view.resolve(first, who)
+        return ReadOnly(node) if first.readonly else node
+
+    async def _home(self, name: str, who: Caller) -> Member:
+        """Return the member that takes a new `name`. EEXIST, EPERM, EROFS."""
+        if name in self._place().children:
+            raise OSError(EEXIST, "a mountpoint")
+        members = await self.members(who)
+        if self._union():
+            try:
+                await self._first(name, who)
+            except OSError as error:
+                if error.errno != ENOENT:
+                    raise
+            else:
+                raise OSError(EEXIST, "exists in the union")
+            members = [member for member in members if member.create]
+        if not members:
+            raise OSError(EPERM, "nothing bound here takes new files")
+        if members[0].readonly:
+            raise _readonly()
+        return members[0]
+
+    async def _owner(self, name: str, who: Caller) -> Member:
+        """Return the member whose `name` is seen here, to be changed there. EBUSY for mountpoints, EROFS, ENOENT."""
+        if name in self._place().children:
+            raise OSError(EBUSY, "a mountpoint")
+        member, _ = await self._first(name, who)
+        if member.origin.child(name) in self.view.table.hidden:
+            raise OSError(EPERM, "masked")
+        if member.readonly:
+            raise _readonly()
+        return member
+
+    async def _writable(self, who: Caller) -> Node:
+        """Return the node whose attributes are this directory's. EPERM, EROFS."""
+        members = await self.members(who)
+        if not members:
+            raise OSError(EPERM, "the directory only leads to binds")
+        if members[0].readonly:
+            raise _readonly()
+        return _node(members[0])
+
+
+class PathDir(NsDir):
+    """What the table says about a path now: a mountpoint, a union, or a directory that only leads to binds."""
+
+    __slots__ = ()
+
+    def __init__(self, view: View, names: tuple[str, ...]) -> None:
+        self.view = view
+        self.names = names
+        self.nesting = 0
+        self.id = self.salt = path_id(view, names)
+
+    def _union(self) -> bool:
+        return len(self._place().members) > 1
+
+    async def members(self, who: Caller) -> Sequence[Member]:
+        bound = self._place().members
+        shown = await visible(self.view, bound, who)
+        if bound and not shown and self.view.table.hidden.issuperset(member.origin for member in bound):
+            raise OSError(EACCES, "masked")
+        return shown
+
+    async def stat(self) -> StatResult:
+        members = await self.members(ROOT)
+        if members:
+            return await _node(members[0]).stat()
+        if self.names and not self._place().children:
+            raise OSError(ENOENT, "no longer bound")
+        time = self.view.born_ns
+        return Stat(statmod.S_IFDIR | 0o755, self.id, 2, st_atime_ns=time, st_mtime_ns=time, st_ctime_ns=time)
+
+
+class TreeDir(NsDir):
+    """A directory inside one bound tree; made by `tree_dir`."""
+
+    __slots__ = ("cache_seconds", "member")
+
+    def __init__(self, view: View, names: tuple[str, ...] | None, member: Member, salt: int) -> None:
+        self.view = view
+        self.names = names
+        self.member = member
+        self.salt = salt
+        self.nesting = 0
+        node = _node(member)
+        if isinstance(node, NsDir):
+            self.nesting = node.nesting + 1
+            if self.nesting > MAX_NESTING:
+                raise OSError(ELOOP, "too many namespaces inside each other")
+        self.cache_seconds = node.cache_seconds
+
+    async def members(self, who: Caller) -> Sequence[Member]:
+        return (self.member,)
+
+    async def stat(self) -> StatResult:
+        return await _node(self.member).stat()
+
+
+def path_id(view: View, names: tuple[str, ...]) -> int:
+    """Return the id of what the table says about a path."""
+    return node_id("ns", view.label, *names)
+
+
+def tree_dir(view: View, names: tuple[str, ...] | None, member: Member, salt: int) -> TreeDir:
+    """Return the directory `member` below the mountpoint of `salt`, found now at `names`.
+
+    The same directory is the same object while anyone holds it, and learns its present path at each lookup:
+    it may have been renamed.
+    """
+    id = mixed(_node(member).id, salt ^ _READONLY if member.readonly else salt)
+    found = view.dirs.get(id)
+    if found is None:
+        found = view.dirs[id] = TreeDir(view, names, member, salt)
+        found.id = id
+    else:
+        found.names = names
+        found.member = member
+    return found
+
+
+async def visible(view: View, members: Sequence[Member], who: Caller, *, masked: bool = False) -> Sequence[Member]:
+    """Return those `members` that this view shows, each with its node; with `masked` the hidden ones too."""
+    hidden = view.table.hidden
+    shown = []
+    for member in members:
+        if not masked and member.origin in hidden:
+            continue
+        if member.node is None:
+            try:
+                member = replace(member, node=await view.resolve(member, who))
+            except OSError as error:
+                if error.errno != ENOENT:
+                    raise
+                continue
+        shown.append(member)
+    return shown
+
+
+async def _behind(member: Member, who: Caller) -> Sequence[Member]:
+    """Return the trees that `member` shows if it is a directory of another namespace, else itself."""
+    if not isinstance(member.node, NsDir):
+        return (member,)
+    return _no_more_than(member, await member.node.sources(who))
+
+
+def _no_more_than(member: Member, sources: Sequence[Member]) -> Sequence[Member]:
+    """Return `sources`, reached through `member`, read-only if that is."""
+    return [replace(source, readonly=True) for source in sources] if member.readonly else sources
+
+
+def _node(member: Member) -> Node:
+    assert member.node is not None, member
+    return member.node
+
+
+def _readonly() -> OSError:
+    return OSError(EROFS, "bound read-only")
