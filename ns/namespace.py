@@ -34,7 +34,7 @@ class Devices(Protocol):
     """What `#name` means to the holder of one view, and what that holder may name."""
 
     @property
-    def administrator(self) -> bool:
+    def admin(self) -> bool:
         """Whether the holder may take masks away again."""
         ...
 
@@ -321,7 +321,7 @@ class Namespace:
                 chain = await walk_chain(self.root, old, who)
                 last = chain[-1][1]
                 if isinstance(last, Masked):
-                    if not writer.devices.administrator:
+                    if not writer.devices.admin:
                         raise OSError(EPERM, "only the administrator takes a mask away")
                     return table.revealed(last.origins), None
                 path = "/" + "/".join(name for name, _ in chain[1:])
