@@ -1,0 +1,209 @@
+"""Frames from the table of messages: `encode` and `decode` for every message, driven by `messages.MESSAGES`.
+
+Decoding is total: a message or `ProtocolError`, whatever the bytes. Nothing is copied or allocated for a length
+before that length is known to lie inside the frame. Values are positional, in the table's order: integers are `int`,
+`[s]` is str (surrogateescape), a qid 13 bytes (`qid`, `qid_parts`), `[d]` a memoryview into the frame, lists tuples.
+"""
+
+import struct
+from collections.abc import Callable
+from itertools import groupby
+from typing import Any, Final, NamedTuple
+
+from vfs.ninep.messages import HEADER_SIZE, MESSAGES, NUMBER, QTDIR, QTFILE, QTSYMLINK, Message
+
+Buffer = bytes | bytearray | memoryview
+Values = tuple[Any, ...]
+
+HEADER: Final = struct.Struct("<IBH")
+_QID: Final = struct.Struct("<BIQ")
+_COUNT2: Final = struct.Struct("<H")
+_COUNT4: Final = struct.Struct("<I")
+_FIXED: Final = {"1": "B", "2": "H", "4": "I", "8": "Q", "13": "13s"}
+_QID_SIZE: Final = _QID.size
+DIRENT: Final = struct.Struct("<BIQQBH")
+"""One entry of Rreaddir's data before its name: qid (in parts), offset, d_type, length of the name."""
+
+
+class ProtocolError(Exception):
+    """Bytes that are no 9P2000.L frame."""
+
+
+def qid(mode: int, path: int) -> bytes:
+    """Return the qid of a file with this `st_mode` and node id; its version is always 0 (see docs/design.md)."""
+    kind = mode & 0o170000
+    return _QID.pack(QTDIR if kind == 0o040000 else QTSYMLINK if kind == 0o120000 else QTFILE, 0, path)
+
+
+def qid_parts(raw: bytes) -> tuple[int, int, int]:
+    """Return the (type, version, path) of a qid."""
+    return _QID.unpack(raw)
+
+
+# A message body is read and written in runs: fixed fields together by one Struct, the others one by one.
+# A reader takes (buffer, position, end), appends values to a list and returns the position after them.
+
+Reader = Callable[[Buffer, int, int, list[Any]], int]
+Writer = Callable[[list[bytes], Values, int], int]
+
+
+def _read_fixed(fields: struct.Struct) -> Reader:
+    unpack, size = fields.unpack_from, fields.size
+
+    def read(buffer: Buffer, at: int, end: int, values: list[Any]) -> int:
+        if at + size > end:
+            raise ProtocolError("frame too short")
+        values += unpack(buffer, at)
+        return at + size
+
+    return read
+
+
+def _span(buffer: Buffer, at: int, end: int, width: struct.Struct, item: int = 1) -> tuple[int, int]:
+    """Return where the counted content begins and ends, once its count is known to fit."""
+    start = at + width.size
+    if start > end:
+        raise ProtocolError("frame too short")
+    stop: int = start + width.unpack_from(buffer, at)[0] * item
+    if stop > end:
+        raise ProtocolError("length beyond the frame")
+    return start, stop
+
+
+def _read_string(buffer: Buffer, at: int, end: int, values: list[Any]) -> int:
+    start, stop = _span(buffer, at, end, _COUNT2)
+    values.append(str(buffer[start:stop], "utf-8", "surrogateescape"))
+    return stop
+
+
+def _read_data(buffer: Buffer, at: int, end: int, values: list[Any]) -> int:
+    start, stop = _span(buffer, at, end, _COUNT4)
+    values.append(memoryview(buffer)[start:stop])
+    return stop
+
+
+def _read_strings(buffer: Buffer, at: int, end: int, values: list[Any]) -> int:
+    at, least = _span(buffer, at, end, _COUNT2, _COUNT2.size)  # every string has a length at least
+    names: list[Any] = []
+    for _ in range((least - at) // _COUNT2.size):
+        at = _read_string(buffer, at, end, names)
+    values.append(tuple(names))
+    return at
+
+
+def _read_qids(buffer: Buffer, at: int, end: int, values: list[Any]) -> int:
+    start, stop = _span(buffer, at, end, _COUNT2, _QID_SIZE)
+    values.append(tuple(bytes(buffer[i : i + _QID_SIZE]) for i in range(start, stop, _QID_SIZE)))
+    return stop
+
+
+def _write_fixed(fields: struct.Struct, count: int) -> Writer:
+    pack = fields.pack
+
+    def write(out: list[bytes], values: Values, index: int) -> int:
+        out.append(pack(*values[index : index + count]))
+        return index + count
+
+    return write
+
+
+def _write_string(out: list[bytes], values: Values, index: int) -> int:
+    text = values[index].encode("utf-8", "surrogateescape")
+    out += (_COUNT2.pack(len(text)), text)
+    return index + 1
+
+
+def _write_data(out: list[bytes], values: Values, index: int) -> int:
+    out += (_COUNT4.pack(len(values[index])), values[index])
+    return index + 1
+
+
+def _write_strings(out: list[bytes], values: Values, index: int) -> int:
+    names = values[index]
+    out.append(_COUNT2.pack(len(names)))
+    for i in range(len(names)):
+        _write_string(out, names, i)
+    return index + 1
+
+
+def _write_qids(out: list[bytes], values: Values, index: int) -> int:
+    out += (_COUNT2.pack(len(values[index])), *values[index])
+    return index + 1
+
+
+_READERS: Final[dict[str, Reader]] = {"s": _read_string, "d": _read_data, "s*": _read_strings, "13*": _read_qids}
+_WRITERS: Final[dict[str, Writer]] = {"s": _write_string, "d": _write_data, "s*": _write_strings, "13*": _write_qids}
+
+
+class Layout(NamedTuple):
+    """How one message is read and written; `whole` is its entire frame where every field is of fixed size."""
+
+    message: Message
+    whole: struct.Struct | None
+    readers: tuple[Reader, ...]
+    writers: tuple[Writer, ...]
+
+
+def _layout(message: Message) -> Layout:
+    readers: list[Reader] = []
+    writers: list[Writer] = []
+    for fixed, run in groupby((kind for _, kind in message.fields), _FIXED.__contains__):
+        kinds = list(run)
+        if fixed:
+            fields = struct.Struct("<" + "".join(map(_FIXED.__getitem__, kinds)))
+            readers.append(_read_fixed(fields))
+            writers.append(_write_fixed(fields, len(kinds)))
+        else:
+            readers += map(_READERS.__getitem__, kinds)
+            writers += map(_WRITERS.__getitem__, kinds)
+    whole = None
+    if all(kind in _FIXED for _, kind in message.fields):
+        whole = struct.Struct("<IBH" + "".join(_FIXED[kind] for _, kind in message.fields))
+    return Layout(message, whole, tuple(readers), tuple(writers))
+
+
+LAYOUTS: Final = {number: _layout(message) for number, message in MESSAGES.items()}
+
+
+def encode(name: str, tag: int, *values: Any) -> bytes:
+    """Return the frame of the message called `name` (struct.error or ValueError where a value does not fit)."""
+    return b"".join(pieces(NUMBER[name], tag, values))
+
+
+def pieces(number: int, tag: int, values: Values) -> list[bytes]:
+    """Return the frame of message `number` in pieces, the payload of an Rread or Twrite uncopied."""
+    layout = LAYOUTS[number]
+    if len(values) != len(layout.message.fields):
+        raise ValueError(f"{layout.message.name} has {len(layout.message.fields)} fields")
+    if layout.whole is not None:
+        return [layout.whole.pack(layout.whole.size, number, tag, *values)]
+    out: list[bytes] = [b""]
+    index = 0
+    for write in layout.writers:
+        index = write(out, values, index)
+    out[0] = HEADER.pack(HEADER_SIZE + sum(map(len, out)), number, tag)
+    return out
+
+
+def decode_body(number: int, buffer: Buffer, start: int, end: int) -> Values:
+    """Return the values of the message `number` whose body is `buffer[start:end]`, all of it."""
+    layout = LAYOUTS.get(number)
+    if layout is None:
+        raise ProtocolError(f"no such message: {number}")
+    values: list[Any] = []
+    for read in layout.readers:
+        start = read(buffer, start, end, values)
+    if start != end:
+        raise ProtocolError("frame too long")
+    return tuple(values)
+
+
+def decode(frame: Buffer) -> tuple[str, int, Values]:
+    """Return (name, tag, values) of the one frame that `frame` is."""
+    if len(frame) < HEADER_SIZE:
+        raise ProtocolError("frame too short")
+    size, number, tag = HEADER.unpack_from(frame)
+    if size != len(frame):
+        raise ProtocolError("size is not the frame's")
+    values = decode_body(number, frame, HEADER_SIZE, size)
+    return MESSAGES[number].name, tag, values
