@@ -189,12 +189,11 @@ def check_server(address: str) -> Finding:
     try:
         parsed = addresses.parse(address)
         if parsed.network == "unix":
-            peer = socket.socket(socket.AF_UNIX)
-            peer.settimeout(PROBE_SECONDS)
-            peer.connect(parsed.path)
+            with socket.socket(socket.AF_UNIX) as peer:
+                peer.settimeout(PROBE_SECONDS)
+                peer.connect(parsed.path)
         else:
-            peer = socket.create_connection((parsed.host, parsed.port), PROBE_SECONDS)
-        peer.close()
+            socket.create_connection((parsed.host, parsed.port), PROBE_SECONDS).close()
     except OSError as error:
         detail = f"nobody at {address}: {error.strerror or error}"
         return Finding(name="server", state=State.LIMITED, detail=detail, remedy="wanixfs serve")

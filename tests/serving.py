@@ -1,0 +1,88 @@
+"""A server of our own for tests that need the whole program: started as a user starts it, stopped as a user stops it."""
+
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+SECONDS = 60.0
+"""How long anything here may take before it counts as hung."""
+WANIXFS = (sys.executable, "-m", "wanixfs.cli")
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running server: its process, where its tree is mounted (None: nowhere) and where it listens."""
+
+    process: subprocess.Popen[bytes]
+    mount: Path | None
+    address: str
+    state: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return os.environ | {"WANIXFS_ADDR": self.address, "PYTHONPATH": str(ROOT)}
+
+    def start(self, *words: str, **options: object) -> subprocess.Popen[bytes]:
+        """Start a `wanixfs` command on this server, its streams pipes."""
+        streams = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
+        return subprocess.Popen((*WANIXFS, *words), env=self.environment, **(streams | options))  # type: ignore[call-overload,no-any-return]
+
+    def run(self, *words: str, stdin: bytes = b"", status: int | None = 0) -> subprocess.CompletedProcess[bytes]:
+        """Run a `wanixfs` command to its end; its exit status must be `status` (None: any)."""
+        done = subprocess.run(
+            (*WANIXFS, *words), env=self.environment, input=stdin, capture_output=True, timeout=SECONDS, check=False
+        )
+        assert status is None or done.returncode == status, (words, done)
+        return done
+
+    def out(self, *words: str, stdin: bytes = b"") -> str:
+        """Return what a command that succeeds prints."""
+        return self.run(*words, stdin=stdin).stdout.decode()
+
+
+@contextmanager
+def serving(top: Path, *options: str, mount: bool = True) -> Iterator[Served]:
+    """Serve below `top` until the block ends, then stop the server and expect it to leave in order."""
+    state, where, address = top / "state", top / "mnt", f"unix!{top}/9p"
+    words: Sequence[str] = ("serve", "--state", str(state), "--listen", address, *options)
+    if mount:
+        where.mkdir(exist_ok=True)
+        words = (*words, "--mount", str(where))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready, (top / "log").open("wb") as log:
+        ready.bind(f"{top}/ready")
+        environment = os.environ | {"NOTIFY_SOCKET": f"{top}/ready", "PYTHONPATH": str(ROOT)}
+        process = subprocess.Popen((*WANIXFS, *words), env=environment, stdin=subprocess.DEVNULL, stderr=log)
+        try:
+            wait_ready(process, ready, top / "log")
+            yield Served(process, where if mount else None, address, state)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(SECONDS) == 0, (top / "log").read_text()
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+            if mount and os.path.ismount(where):
+                subprocess.run(["umount", "-l", where], check=False)
+            shutil.rmtree(state, ignore_errors=True)
+
+
+def wait_ready(process: subprocess.Popen[bytes], ready: socket.socket, log: Path) -> None:
+    """Return once the server says that it is ready; fail with its log if it ends before or takes too long."""
+    pidfd = os.pidfd_open(process.pid)
+    try:
+        said = b""
+        while b"READY=1" not in said:
+            readable, _, _ = select.select([ready, pidfd], [], [], SECONDS)
+            assert ready in readable, f"the server is not ready:\n{log.read_text()}"
+            said = ready.recv(4096)
+    finally:
+        os.close(pidfd)
