@@ -23,6 +23,7 @@ from vfs.errors import log
 from vfs.fuse.journal import Journal
 from vfs.fuse.messages import MAX_IO, OUT_HEADER
 from vfs.fuse.session import Session, Transport
+from vfs.locks import LockTable
 from vfs.node import Node
 
 MS_NOSUID, MS_NODEV = 2, 4
@@ -250,6 +251,7 @@ async def mounted(
     fd: int | None = None,
     journal: Path | None = None,
     views: Callable[[str], Node] | None = None,
+    locks: LockTable | None = None,
     allow_other: bool | None = None,
     stack_depth: int = 1,
 ) -> AsyncIterator[Mount]:
@@ -257,7 +259,7 @@ async def mounted(
 
     With `journal`, a file, another process can go on with the mount after this one's death if someone else holds a
     duplicate of `mount.fd`: it gives that as `fd` (closed at the end) together with the same file, and mounts nothing.
-    `views` and `stack_depth` are the session's.
+    `views`, `locks` and `stack_depth` are the session's.
     """
     if fd is None and journal is not None:
         journal.unlink(missing_ok=True)
@@ -265,7 +267,7 @@ async def mounted(
     try:
         fuse = mount(path, allow_other=allow_other) if fd is None else fd
         try:
-            session = Session(root, views=views, journal=book, stack_depth=stack_depth)
+            session = Session(root, views=views, journal=book, locks=locks, stack_depth=stack_depth)
             here = Mount(Path(path), fuse, session)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_serve, here)

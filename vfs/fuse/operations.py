@@ -12,7 +12,7 @@ the reply: b"" where success says it all, None where no reply is due. Modes are 
 import os
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from errno import EBADF, EEXIST, EINVAL, ENFILE, ENOTTY, EPERM, ERANGE, ESTALE
+from errno import EAGAIN, EBADF, EEXIST, EINVAL, ENFILE, ENOTSUP, ENOTTY, EPERM, ERANGE, ESTALE
 from stat import S_IFDIR, S_ISGID, S_ISUID, S_IXGRP
 from typing import Any, Final, TypeVar
 
@@ -22,12 +22,15 @@ from vfs.fuse.messages import (
     ENTRY_OUT,
     FORGET_ONE,
     FSYNC_DATASYNC,
+    LK_OUT,
+    LOCK_FLOCK,
     MAX_IO,
     NO_ENTRY,
     OPEN_FLAGS,
     OPEN_KILL_SUIDGID,
     OPEN_OUT,
     POLL_SCHEDULE_NOTIFY,
+    RELEASE_FLOCK_UNLOCK,
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
     ROOT_ID,
@@ -45,6 +48,7 @@ from vfs.fuse.messages import (
     entry_out,
     statfs_out,
 )
+from vfs.locks import END, READ_LOCK, UNLOCK, WRITE_LOCK, Lock, LockTable
 from vfs.node import ROOT, Caller, DirEntry, Handle, Node, SetStat, Stat, StatResult, node_id
 
 Body = bytes | memoryview | None
@@ -137,11 +141,14 @@ class Operations:
         *,
         views: Callable[[str], Node] | None,
         journal: Journal | None,
+        locks: LockTable | None,
         max_nodes: int,
         max_files: int,
         interrupt: Callable[[int], None],
     ) -> None:
         self._journal = journal
+        self._locks = locks
+        self._lockers: set[tuple[object, ...]] = set()
         self._max_nodes = max_nodes
         self._max_files = max_files
         self._interrupt = interrupt
@@ -176,6 +183,8 @@ class Operations:
         self.files.clear()
         self.dirs.clear()
         self._unopened.clear()
+        while self._lockers and self._locks is not None:
+            self._locks.release(self._lockers.pop())
         self._sharing.clear()
         self.inodes = {ROOT_ID: Inode(self._root)}
 
@@ -440,7 +449,7 @@ class Operations:
         except BaseException:
             handle.close()
             raise
-        if type(handle).flush is Handle.flush:
+        if type(handle).flush is Handle.flush and self._locks is None:
             how |= Fopen.NOFLUSH
         backing = NO_FILE
         if not handle.direct and handle.fileno() >= 0:
@@ -550,6 +559,8 @@ class Operations:
         return TWO_U32.pack(taken, 0)
 
     async def flush(self, nodeid: int, who: Caller, fh: int, lock_owner: int) -> Body:
+        if self._lockers and fh in self.files:
+            self._unlock(self.files[fh], lock_owner, 0)
         await self._call(fh, lambda handle: handle.flush())
         return b""
 
@@ -575,6 +586,8 @@ class Operations:
     async def release(self, nodeid: int, who: Caller, fh: int, release_flags: int, lock_owner: int) -> Body:
         file = self.files.pop(fh, None)
         if file is not None:
+            if release_flags & RELEASE_FLOCK_UNLOCK:
+                self._unlock(file, lock_owner, LOCK_FLOCK)
             self._drop(fh, file)
             self._unshare(file.nodeid, file.backing)
         elif fh in self._unopened:
@@ -600,6 +613,52 @@ class Operations:
 
     async def ioctl(self, nodeid: int, who: Caller, data: memoryview) -> Body:
         raise OSError(ENOTTY, "no ioctl here")
+
+    # Locks: those of fcntl(2) and of flock(2) do not see each other, as on any Linux filesystem
+
+    async def getlk(
+        self, nodeid: int, who: Caller, fh: int, owner: int, start: int, end: int, kind: int, pid: int, flags: int
+    ) -> Body:
+        locks, file, wanted = await self._lock(nodeid, owner, start, end, kind, pid, flags)
+        held = locks.conflict(file, wanted)
+        if held is None:
+            return LK_OUT.pack(start, end, UNLOCK, 0)
+        return LK_OUT.pack(held.start, held.end - 1, held.kind, held.pid)
+
+    async def setlk(
+        self, nodeid: int, who: Caller, fh: int, owner: int, start: int, end: int, kind: int, pid: int, flags: int
+    ) -> Body:
+        locks, file, wanted = await self._lock(nodeid, owner, start, end, kind, pid, flags)
+        if locks.set(file, wanted) is not None:
+            raise OSError(EAGAIN, "locked by another")
+        return b""
+
+    async def setlkw(
+        self, nodeid: int, who: Caller, fh: int, owner: int, start: int, end: int, kind: int, pid: int, flags: int
+    ) -> Body:
+        locks, file, wanted = await self._lock(nodeid, owner, start, end, kind, pid, flags)
+        await locks.wait(file, wanted)
+        return b""
+
+    async def _lock(
+        self, nodeid: int, owner: int, start: int, end: int, kind: int, pid: int, flags: int
+    ) -> tuple[LockTable, int, Lock]:
+        """Return the table, the number of the file in it, and the lock that a request speaks of."""
+        if self._locks is None:
+            raise OSError(ENOTSUP, "locks are the kernel's own here")
+        if kind not in (READ_LOCK, WRITE_LOCK, UNLOCK) or not start <= end < END:
+            raise OSError(EINVAL, "not a lock")
+        node = (self.inodes.get(nodeid) or await self._recall(nodeid)).node
+        flock = flags & LOCK_FLOCK
+        who = (id(self), flock, owner)
+        self._lockers.add(who)
+        return self._locks, ~node.id if flock else node.id, Lock(kind, start, end + 1, who, pid)
+
+    def _unlock(self, file: OpenFile, owner: int, flock: int) -> None:
+        inode = self.inodes.get(file.nodeid)
+        who = (id(self), flock, owner)
+        if self._locks is not None and inode is not None and who in self._lockers:
+            self._locks.release(who, ~inode.node.id if flock else inode.node.id)
 
     # Open directories
 

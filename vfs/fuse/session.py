@@ -38,6 +38,7 @@ from vfs.fuse.messages import (
 )
 from vfs.fuse.operations import Body, Operations
 from vfs.inline import PENDING, resume, start
+from vfs.locks import LockTable
 from vfs.node import ROOT, Caller, Node
 
 WANTED = (
@@ -95,9 +96,10 @@ class Session:
     """One connection to a kernel. `attach` it to a transport, then `receive` each request; `close` at the end.
 
     `root` is the tree. `views(id)` gives the trees that are reached as `.views/<id>`, by root and by name only.
-    `journal` lets another process go on after this one (see `vfs.fuse.journal`); one that an
-    earlier session has filled makes this session that one's heir, who gets no INIT, as does `agreed` alone.
-    `stack_depth` is how many stacked filesystems a passthrough file may lie on (1: none, 2: an overlay).
+    `journal` lets another process go on after this one (see `vfs.fuse.journal`); one that an earlier session has
+    filled makes this session that one's heir, who gets no INIT, as does `agreed` alone. `locks` makes file locks those
+    of a table shared with other protocols; without it they are the kernel's own, which outlive this session.
+    `stack_depth` is how many filesystems a passthrough file's may be stacked of (1: a plain one, 2: an overlay).
     """
 
     def __init__(
@@ -107,12 +109,14 @@ class Session:
         views: Callable[[str], Node] | None = None,
         journal: Journal | None = None,
         agreed: Agreed | None = None,
+        locks: LockTable | None = None,
         stack_depth: int = 1,
         max_nodes: int = 4_000_000,
         max_files: int = 1_000_000,
         max_waiting: int = 65_536,
     ) -> None:
         self._root_id = root.id
+        self._wanted = WANTED | (Init.POSIX_LOCKS | Init.FLOCK_LOCKS if locks is not None else 0)
         self._stack_depth = stack_depth
         self._max_waiting = max_waiting
         self._waiting: dict[int, Waiting] = {}
@@ -122,6 +126,7 @@ class Session:
             root,
             views=views,
             journal=journal,
+            locks=locks,
             max_nodes=max_nodes,
             max_files=max_files,
             interrupt=self._interrupt_file,
@@ -257,7 +262,7 @@ class Session:
             raise OSError(EPROTO, f"FUSE {major}.{minor} is too old")
         if flags & Init.EXT and len(more) >= 4:
             flags |= int.from_bytes(more[:4], "little") << 32
-        wanted = WANTED
+        wanted = self._wanted
         if self._transport is not None and self._transport.backing_open is not None:
             wanted |= Init.PASSTHROUGH
         flags &= wanted
