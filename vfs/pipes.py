@@ -207,6 +207,8 @@ class _PipeHandle(Handle):
             await self._wait()
         except trio.ClosedResourceError:
             return
+        except OSError:
+            pass  # a device that cannot be waited for is always ready
         wakers, self._wakers = self._wakers, []
         for wake in wakers:
             wake()
