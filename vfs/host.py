@@ -44,6 +44,7 @@ from vfs.syscalls import (
     RESOLVE_NO_XDEV,
     clone_tree,
     fallocate,
+    in_memory,
     openat2,
     renameat2,
     set_times,
@@ -122,13 +123,20 @@ class HostTree:
             self.root_fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
         self.nodes: WeakValueDictionary[int, HostNode] = WeakValueDictionary()
         self._bases: dict[int, int] = {}
-        st = os.fstat(self.root_fd)
-        self.root = HostNode(self, None, "", self.id_of(st), S_IFMT(st.st_mode))
-        self.nodes[self.root.id] = self.root
 
     def __del__(self) -> None:
         if (fd := getattr(self, "root_fd", -1)) >= 0:
             os.close(fd)
+
+    @property
+    def root(self) -> "HostNode":
+        """The node of `path` itself. The tree lives as long as any of its nodes."""
+        st = os.fstat(self.root_fd)
+        id = self.id_of(st)
+        node = self.nodes.get(id)
+        if node is None:
+            node = self.nodes[id] = HostNode(self, None, "", id, S_IFMT(st.st_mode))
+        return node
 
     def id_of(self, st: os.stat_result) -> int:
         """Return the node id of an inode: unlike inodes of one device never collide (an odd factor, 62 bits)."""
@@ -434,7 +442,7 @@ class HostNode(Node):
 class HostHandle(Handle):
     """An open regular file of the host: its descriptor may also be used by the kernel or by a task."""
 
-    __slots__ = ("_busy", "_closing", "_fd", "_node", "_who")
+    __slots__ = ("_busy", "_closing", "_fd", "_node", "_nowait", "_who")
 
     direct = False
 
@@ -444,6 +452,7 @@ class HostHandle(Handle):
         self._node = node
         self._fd = fd
         self._who = who
+        self._nowait = os.RWF_NOWAIT
         self._busy = 0
         self._closing = False
 
@@ -465,8 +474,11 @@ class HostHandle(Handle):
         done = 0
         while done < len(buffer):
             try:
-                got = os.preadv(self._fd, [buffer[done:]], offset + done, os.RWF_NOWAIT)
+                got = os.preadv(self._fd, [buffer[done:]], offset + done, self._nowait)
             except OSError as error:
+                if error.errno == ENOTSUP and in_memory(self._fd):
+                    self._nowait = 0
+                    continue
                 if error.errno not in (EAGAIN, ENOTSUP):
                     raise
                 rest = buffer[done:]

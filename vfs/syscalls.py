@@ -23,6 +23,8 @@ OPEN_TREE_CLONE = 1
 MOUNT_ATTR_RDONLY = 0x01  # mount_setattr(2)
 MOUNT_ATTR_NODEV = 0x04
 MS_PRIVATE = 1 << 18
+TMPFS_MAGIC = 0x01021994  # statfs(2)
+RAMFS_MAGIC = 0x858458F6
 UTIME_OMIT = (1 << 30) - 2
 
 
@@ -91,6 +93,12 @@ def set_times(path: str, atime_ns: int | None, mtime_ns: int | None) -> None:
         slot.tv_sec, slot.tv_nsec = (0, UTIME_OMIT) if ns is None else divmod(ns, 10**9)
     if _libc.utimensat(AT_FDCWD, os.fsencode(path), times, 0):
         raise _failed("utimensat")
+
+
+def in_memory(fd: int) -> bool:
+    """Tell whether the file lies on a filesystem without storage (tmpfs, ramfs; fstatfs(2))."""
+    figures = (ctypes.c_long * 15)()
+    return _libc.fstatfs(fd, figures) == 0 and figures[0] in (TMPFS_MAGIC, RAMFS_MAGIC)
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
