@@ -90,7 +90,8 @@ def finish(process: subprocess.Popen[bytes], timeout: float = PATIENCE) -> tuple
 @contextlib.contextmanager
 def served(path: Path, root: Node | Callable[[], Node], **options: Any) -> Iterator[Served]:
     """Serve `root` (or what it returns, called in the loop) at `path` until the block ends."""
-    path.mkdir(exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        path.mkdir()
     here = Served(path)
     ready = threading.Event()
     failed: list[BaseException] = []
