@@ -15,7 +15,7 @@ import socket
 import struct
 import termios
 from collections.abc import Sequence
-from errno import EACCES, EINVAL, ENOENT, ENOTDIR, EPERM
+from errno import EACCES, EINVAL, EIO, ENOENT, ENOTDIR, EPERM
 
 from tasks.taskd import root, syscalls
 from tasks.taskd.protocol import Message, integer, table, text, texts
@@ -175,7 +175,9 @@ def _spawn_init(around: Surroundings) -> int:
 def _die_with(around: Surroundings) -> None:
     """Be killed when the supervisor dies, also if it died just now."""
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
-    if select.select([around.alive], [], [], 0)[0]:
+    supervisor = select.poll()
+    supervisor.register(around.alive, select.POLLIN)
+    if supervisor.poll(0):
         os._exit(125)
 
 
@@ -188,9 +190,9 @@ def _child(spec: Spec, given: dict[int, int], terminal: int, around: Surrounding
         around.alive = fcntl.fcntl(around.alive, fcntl.F_DUPFD_CLOEXEC, above)
         wanted = {number: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for number, fd in wanted.items()}
         _become(spec, wanted, terminal, around)
-    except OSError as error:
-        text = (error.strerror or "").encode("utf-8", "replace")[:500]
-        os.write(report, (error.errno or EINVAL).to_bytes(4, "little") + text)
+    except BaseException as error:
+        number, reason = (error.errno, error.strerror) if isinstance(error, OSError) else (EIO, repr(error))
+        os.write(report, (number or EIO).to_bytes(4, "little") + str(reason).encode("utf-8", "replace")[:500])
     finally:
         os._exit(125)
 

@@ -12,7 +12,7 @@ BLOCK = 4096
 class Spool:
     """What comes out of `source` (non-blocking; a pipe, or a terminal's master side), appended to `file`.
 
-    Offsets of the file are offsets of the stream: `end` is how much came, `start` the oldest byte kept. Owns `file`,
+    Without a source (-1) nothing ever comes. Offsets of the file are offsets of the stream: `end` is how much came, `start` the oldest byte kept. Owns `file`,
     and `source` too unless it is a terminal.
     """
 
@@ -24,10 +24,12 @@ class Spool:
         self.terminal = terminal
         self.start = 0
         self.end = os.fstat(file).st_size
-        self.eof = source < 0
+        self.eof = False
 
     def drain(self) -> bool:
         """Move what is there now, within reason; False when there is nothing more for now."""
+        if self.source < 0:
+            self.eof = True
         if self.eof:
             return False
         try:
@@ -79,7 +81,10 @@ class Spool:
         return [self.end, self.start, int(self.eof)]
 
     def close(self) -> None:
+        """Let go of the file and the pipe; the state stays. Harmless when done before."""
         if self.source >= 0 and not self.terminal:
             os.close(self.source)
-        os.close(self.file)
+        if self.file >= 0:
+            os.close(self.file)
+        self.source = self.file = -1
         self.eof = True

@@ -290,7 +290,7 @@ class Supervisor:
         self._watch(task.status, lambda _: self._launched(task))
         self._after(START_DEADLINE, lambda: self._overdue(task))
         for spool in task.spools:
-            if not spool.eof:
+            if spool.source >= 0:
                 self._watch(spool.source, partial(self._pour, task, spool))
 
     def _open_spools(self, spec: launch.Spec, task: Task, given: dict[int, int], ours: list[int]) -> None:
@@ -444,7 +444,10 @@ class Supervisor:
             for _ in range(DRAINS_AT_END):  # someone else's process may hold the pipe and go on writing
                 if not self._drain(task, spool):
                     break
+            if spool.terminal:
+                self._shut(spool)
         task.exit = task.ending
+        self._close_handles(task)
         if task.failed:
             request, task.request = task.request, None
             self._remove(task)
@@ -478,12 +481,19 @@ class Supervisor:
 
     def _close(self, task: Task) -> None:
         for spool in task.spools:
-            self._unwatch(spool.source)
+            self._shut(spool)
             self._changed.pop(spool, None)
-            spool.close()
+        self._close_handles(task)
+
+    def _close_handles(self, task: Task) -> None:
         for fd in (task.terminal, task.sweep):
             if fd >= 0:
                 os.close(fd)
+        task.terminal = task.sweep = -1
+
+    def _shut(self, spool: Spool) -> None:
+        self._unwatch(spool.source)
+        spool.close()
 
     # Output
 
@@ -496,12 +506,15 @@ class Supervisor:
         more = spool.drain()
         self._changed[spool] = task
         if spool.eof:
-            self._unwatch(spool.source)
+            self._shut(spool)
         return more
 
     def _report_output(self, *, now: bool = False) -> None:
         """Tell how far the spools have come: at once after a quiet time, else a few hundred times a second at most."""
-        if not self._changed or not self._server or not (now or self._server.clear):
+        if not self._server or not (now or self._server.clear):
+            return
+        changed = {spool: task for spool, task in self._changed.items() if not task.request}  # not before the start is
+        if not changed:
             return
         time_now = time.monotonic()
         if not now and time_now < self._output_due:
@@ -510,7 +523,8 @@ class Supervisor:
                 self._after(self._output_due - time_now, self._output_timeout)
             return
         self._output_due = time_now + OUTPUT_INTERVAL
-        changed, self._changed = self._changed, {}
+        for spool in changed:
+            del self._changed[spool]
         spools = [[task.id, number, *spool.state()] for spool, task in changed.items() for number in spool.numbers]
         self._tell({"event": "output", "spools": spools})
 

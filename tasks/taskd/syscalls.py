@@ -113,15 +113,23 @@ def splice(pipe: int, file: int, offset: int, size: int) -> int:
     """Move up to `size` bytes from a pipe to `offset` of a file; 0 at its end, BlockingIOError when empty."""
     where = ctypes.c_longlong(offset)
     _libc.splice.restype = ctypes.c_ssize_t
-    return _check(
-        _libc.splice(pipe, None, file, ctypes.byref(where), ctypes.c_size_t(size), _SPLICE_F_NONBLOCK), "splice"
-    )
+    while True:
+        try:
+            args = (pipe, None, file, ctypes.byref(where), ctypes.c_size_t(size), _SPLICE_F_NONBLOCK)
+            return _check(_libc.splice(*args), "splice")
+        except InterruptedError:  # ctypes, unlike os, leaves repeating the call to us
+            continue
 
 
 def punch_hole(file: int, offset: int, size: int) -> None:
     """Free the blocks of a range; the file keeps its size."""
     mode = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
-    _check(_libc.fallocate(file, mode, ctypes.c_longlong(offset), ctypes.c_longlong(size)), "fallocate")
+    while True:
+        try:
+            _check(_libc.fallocate(file, mode, ctypes.c_longlong(offset), ctypes.c_longlong(size)), "fallocate")
+            return
+        except InterruptedError:
+            continue
 
 
 def mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:
