@@ -4,16 +4,18 @@ import os
 import stat as statmod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from errno import EBUSY, ENOTSUP
+from errno import EBUSY
 
 from tasks.ports import Dialer, Vault
+from tasks.store import Journal
 from tasks.task import Task
 from tasks.view import View
 from vfs.control import Control, Verb, usage
 from vfs.directory import Dir, LiveDir
 from vfs.files import ROOT_OWNER, Allocator, Text
+from vfs.inline import park
 from vfs.memory import MemoryTree
-from vfs.node import Caller, Node, no_entry
+from vfs.node import Caller, Handle, Node, no_entry
 from vfs.pipes import Broadcast, Duplex, Pipe
 from vfs.walk import open_path
 
@@ -41,29 +43,59 @@ class Cap:
 class Caps:
     """All capabilities of a node. Pipes outlive the server in the vault; trees do not, and say so in their type."""
 
-    def __init__(self, *, next_id: Callable[[], int], vault: Vault, dial: Dialer) -> None:
+    def __init__(self, *, journal: Journal, vault: Vault, dial: Dialer) -> None:
         self._caps: dict[int, Cap] = {}
-        self._next_id = next_id
+        self._journal = journal
         self._vault = vault
         self._dial = dial
+
+    async def recover(self, tasks: Mapping[int, Task]) -> None:
+        """Take up the capabilities of an earlier server; what could not be kept is empty, and its error says so."""
+        known: dict[int, tuple[str, int]] = {}
+        for row in self._journal.replay(kinds=("cap made", "cap removed")):
+            data = json.loads(row.data)
+            if row.kind == "cap made":
+                known[data["cap"]] = (data["kind"], row.task)
+            else:
+                known.pop(data["cap"], None)
+        for number, (kind, owner) in known.items():
+            if owner and owner not in tasks:
+                continue
+            cap = self._new(number, kind, tasks.get(owner))
+            kept = await self._vault.take(f"cap/{number}") if kind == "pipe" else []
+            if len(kept) == 2:
+                self._show_pipe(cap, Pipe.from_fds(*kept, uid=cap.uid, gid=cap.gid))
+            else:
+                _BUILD[kind](self, cap)
+                cap.error = "what was in it was lost with the server"
 
     def make(self, kind: str, owner: Task | None) -> Cap:
         """Allocate a capability of that kind for `owner`."""
         if len(self._caps) >= MAX_CAPS:
-            raise OSError(ENOTSUP, f"more than {MAX_CAPS} capabilities")
-        cap = Cap(self._next_id(), kind, owner)
-        if owner is not None:
-            cap.uid, cap.gid = owner.uid, owner.gid
+            raise OSError(ENOSPC, f"more than {MAX_CAPS} capabilities")
+        cap = self._new(self._journal.next("cap"), kind, owner)
         _BUILD[kind](self, cap)
-        cap.verbs["remove"] = lambda: self.remove(cap)
-        cap.verbs["remove"].__doc__ = "forget it"
-        self._caps[cap.id] = cap
+        self._journal.append(owner.id if owner else 0, "cap made", {"cap": cap.id, "kind": kind})
+        return cap
+
+    def _new(self, number: int, kind: str, owner: Task | None) -> Cap:
+        cap = Cap(number, kind, owner, changed_ns=time.time_ns())
+        cap.uid, cap.gid = (owner.uid, owner.gid) if owner else (os.geteuid(), os.getegid())
+
+        def remove() -> None:
+            """forget it"""
+            self.remove(cap)
+
+        cap.verbs["remove"] = remove
+        self._caps[number] = cap
         return cap
 
     def remove(self, cap: Cap) -> None:
         """Forget a capability; what is open of it stays usable."""
         if self._caps.pop(cap.id, None) is not None:
             cap.close()
+            self._vault.drop(f"cap/{cap.id}")
+            self._journal.append(cap.owner.id if cap.owner else 0, "cap removed", {"cap": cap.id})
 
     def remove_of(self, owner: Task) -> None:
         """Forget everything that a removed task had made."""
@@ -76,8 +108,16 @@ class Caps:
         self._show_pipe(cap, Pipe(uid=cap.uid, gid=cap.gid))
 
     def _show_pipe(self, cap: Cap, pipe: Pipe) -> None:
+        def keep() -> None:
+            ends = pipe.keep()
+            self._vault.hold(f"cap/{cap.id}", ends)
+            for end in ends:
+                os.close(end)
+
         cap.nodes |= {"r": pipe.reader, "w": pipe.writer}
         cap.close = pipe.close
+        pipe.on_used = keep
+        keep()
 
     def _duplex(self, cap: Cap) -> None:
         duplex = Duplex(uid=cap.uid, gid=cap.gid)
@@ -110,7 +150,7 @@ class Caps:
                 raise no_entry(name)
             return view.node(f"cap/{name}", lambda: self._cap_dir(view, cap))
 
-        new = Dir({kind: Allocator(lambda kind=kind: self.make(kind, view.task).id) for kind in KINDS}, mode=0o700)  # type: ignore[misc]
+        new = Dir({kind: Allocator(lambda who, kind=kind: self.make(kind, view.task).id) for kind in KINDS}, mode=0o700)  # type: ignore[misc]
         return view.node(
             "cap",
             lambda: LiveDir(
@@ -124,9 +164,12 @@ class Caps:
         )
 
     def _cap_dir(self, view: View, cap: Cap) -> Dir:
-        verbs: Mapping[str, Verb] = cap.verbs | self._sources(view, cap)
         return Dir(
-            {"ctl": Control(verbs, refusal=cap), "type": Text(lambda: cap.kind), **cap.nodes},
+            {
+                "ctl": Control(lambda who: cap.verbs | self._sources(view.acting(who), cap), refusal=cap),
+                "type": Text(lambda: cap.kind),
+                **cap.nodes,
+            },
             mode=0o700,
             owner=view.task or cap,
         )
@@ -138,9 +181,9 @@ class Caps:
         async def open_archive(path: str) -> None:
             """show the tar archive at PATH in mount/"""
             self._empty(cap)
-            node, handle = await open_path(view.namespace.root, path, os.O_RDONLY, view.caller)
+            _, handle = await open_path(view.namespace.root, path, os.O_RDONLY, view.caller)
             try:
-                cap.nodes["mount"] = await load_tar(node, handle, f"cap/{cap.id}")
+                cap.nodes["mount"] = await _archive(handle, f"cap/{cap.id}")
             finally:
                 handle.close()
 
@@ -158,6 +201,22 @@ class Caps:
         mount = cap.nodes["mount"]
         if not isinstance(mount, Dir):
             raise OSError(EBUSY, "it shows a tree already")
+
+
+async def _archive(handle: Handle, label: str) -> Node:
+    """Return the tree of the archive that an open file holds. EFBIG past 1 GiB where it must be copied."""
+    await park()
+    if handle.fileno() >= 0:
+        file: IO[bytes] = os.fdopen(os.dup(handle.fileno()), "rb")
+    else:
+        file = SpooledTemporaryFile(max_size=1 << 24)
+        while data := await handle.read(1 << 20, file.tell()):
+            file.write(data)
+            if file.tell() > MAX_ARCHIVE:
+                raise OSError(EFBIG, f"an archive is at most {MAX_ARCHIVE} bytes")
+        file.seek(0)
+    tree = await trio.to_thread.run_sync(partial(TarTree, file, label=label))
+    return tree.root
 
 
 _BUILD: Mapping[str, Callable[[Caps, Cap], None]] = {

@@ -7,6 +7,8 @@ from errno import EINVAL, ENOSPC
 from pathlib import Path
 
 from tasks.model import User
+from vfs.host import HostTree
+from vfs.node import Node
 
 
 class Homes:
@@ -57,7 +59,22 @@ class Homes:
     def known(self, name: str) -> User:
         """Return the user of this machine called `name`. EINVAL if there is none."""
         try:
-            entry = pwd.getpwnam(name)
+            return _user(pwd.getpwnam(name))
         except (KeyError, ValueError):
             raise OSError(EINVAL, f"no such user: {name[:64]!r}") from None
-        return User(name=name, uid=entry.pw_uid, gid=entry.pw_gid, home=os.path.abspath(entry.pw_dir))
+
+    def by_uid(self, uid: int) -> User:
+        """Return the user of this machine with that uid. EINVAL if there is none."""
+        try:
+            return _user(pwd.getpwuid(uid))
+        except KeyError:
+            raise OSError(EINVAL, f"no user has the uid {uid}") from None
+
+    def node(self, user: User) -> Node:
+        """Return the home directory of `user` as a node."""
+        path = self.path(user)
+        return HostTree(path, label=f"home/{user.home}").root
+
+
+def _user(entry: pwd.struct_passwd) -> User:
+    return User(name=entry.pw_name, uid=entry.pw_uid, gid=entry.pw_gid, home=os.path.abspath(entry.pw_dir))

@@ -33,22 +33,6 @@ class NoVault:
         return []
 
 
-class Users(Protocol):
-    """Knows the users of this machine."""
-
-    def by_name(self, name: str) -> tuple[int, int, str]:
-        """Return (uid, gid, home directory) of a user of the host. EINVAL if there is none."""
-        ...
-
-
-class HostTrees(Protocol):
-    """Makes nodes of host directories."""
-
-    def tree(self, path: str, label: str, *, readonly: bool = False) -> Node:
-        """Return the node of the host file or directory `path`."""
-        ...
-
-
 class Dialer(Protocol):
     """Connects to 9P servers elsewhere."""
 

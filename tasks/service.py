@@ -102,13 +102,16 @@ class TaskService:
 
     # Making, finding and removing
 
-    def create(self, parent: Task | None, now: float | None = None) -> Task:
-        """Allocate a task as a child of `parent` (None: the administrator). ENOSPC at the limit."""
+    def create(self, parent: Task | None, *, user: User | None = None, now: float | None = None) -> Task:
+        """Allocate a task as a child of `parent` (None: the administrator). ENOSPC at the limit.
+
+        A task of the administrator gets a new user unless one is given.
+        """
         if len(self.tasks) >= self.policy.max_tasks:
             raise OSError(ENOSPC, "too many tasks")
         number = self.journal.next("task")
         if parent is None:
-            user = self.homes.new(number)
+            user = user or self.homes.new(number)
             spec = Spec(user=user, cwd=f"/home/{user.name}")
         else:
             spec = parent.spec.for_child()
@@ -197,9 +200,7 @@ class TaskService:
             self.untold.get(task.parent.id if task.parent else 0, {}).pop(task.id, None)
             self.untold.pop(task.id, None)
             self._drop_alias(task)
-            if task.has_fds:
-                task.fds.close()
-            self.vault.drop(f"task/{task.id}/")
+            self._close_fds(task)
             if task.kind:
                 self.drivers[task.kind].forget(str(task.id))
             shutil.rmtree(self.spools / str(task.id), ignore_errors=True)
@@ -437,6 +438,9 @@ class TaskService:
         task.changed_ns = time.time_ns()
         table = task.fds
         stdin = table.entries.get(STDIN)
+        for number, entry in table.entries.items():
+            if isinstance(entry, Held):
+                self.vault.drop(f"task/{task.id}/fd/{number}")
         table.hand_over()
         if isinstance(stdin, Stdin):
             self.vault.hold(f"task/{task.id}/stdin", [stdin.write])
@@ -521,6 +525,15 @@ class TaskService:
                     log.warning("timeout", task=task.id, error=str(error))
                 await trio.sleep(grace)
 
+    def _close_fds(self, task: Task) -> None:
+        if task.has_fds:
+            for number, entry in task.fds.entries.items():
+                if isinstance(entry, Held):
+                    self.vault.drop(f"task/{task.id}/fd/{number}")
+                elif isinstance(entry, Stdin) and task.times.started is not None:
+                    self.vault.drop(f"task/{task.id}/stdin")
+            task.fds.close()
+
     # What drivers report
 
     def exited(self, task: str, exit: Exit) -> None:
@@ -548,8 +561,7 @@ class TaskService:
         task.reason = task.reason or exit.reason
         task.times = replace(task.times, exited=time.time())
         task.changed_ns = time.time_ns()
-        self.vault.drop(f"task/{task.id}/")
-        task.fds.close()
+        self._close_fds(task)
         for entry in task.fds.entries.values():
             if isinstance(entry, Spooled):
                 entry.spool.measure()

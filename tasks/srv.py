@@ -16,7 +16,7 @@ MAX_POSTS = 1000
 class Post(Synthetic):
     """One posted address: read it, or write another."""
 
-    __slots__ = ("address", "check", "changed_ns", "gid", "uid")
+    __slots__ = ("address", "changed_ns", "check", "gid", "uid")
 
     def __init__(self, who: Caller, check: Callable[[str], object], mode: int) -> None:
         super().__init__(statmod.S_IFREG | mode & 0o666)

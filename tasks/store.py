@@ -8,7 +8,7 @@ rows are written inline.
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,9 +71,10 @@ class Journal:
             _record(row) for row in self._db.execute(_SELECT + f"WHERE seq > ? {where} ORDER BY seq LIMIT ?", values)
         ]
 
-    def replay(self) -> Iterator[Record]:
-        """Give every row, oldest first."""
-        return map(_record, self._db.execute(_SELECT + "ORDER BY seq"))
+    def replay(self, *, kinds: Sequence[str] = ()) -> Iterator[Record]:
+        """Give every row, or every one of those kinds, oldest first."""
+        where = f"WHERE kind IN ({', '.join('?' * len(kinds))}) " if kinds else ""
+        return map(_record, self._db.execute(_SELECT + where + "ORDER BY seq", tuple(kinds)).fetchall())
 
     def forget(self, tasks: Iterable[int]) -> None:
         """Drop every row of these tasks."""

@@ -1,18 +1,21 @@
 """The tree of `/task`, in the order `ls` shows it. docs/tree.md restates it for users; a test compares the two."""
 
 import stat as statmod
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 
 from immutables import Map
 
+from ns.script import dump
 from tasks import values
 from tasks.drivers.base import Exit
 from tasks.events import Events
 from tasks.fd_verbs import FdVerbs
 from tasks.fds import MAX_FD, STDIN, FdTable, Spooled, StdinFile
 from tasks.model import environment_size
-from tasks.ns_verbs import NsVerbs, ns_binds, ns_dump, ns_mounts
+from tasks.ns_verbs import NsVerbs, binds, mounts
 from tasks.service import TaskService
 from tasks.spool import SpoolFile
 from tasks.task import Task
@@ -28,10 +31,11 @@ MAX_ENV = 1 << 20
 
 
 class TaskTree:
-    """Makes the nodes of `/task` for a view."""
+    """Makes the nodes of `/task` for a view. Members of the group `makers` may make tasks besides the administrator."""
 
-    def __init__(self, service: TaskService) -> None:
+    def __init__(self, service: TaskService, *, makers: int | None = None) -> None:
         self._service = service
+        self._makers = makers
 
     def root(self, view: View) -> Node:
         """Return `/task` as `view` sees it."""
@@ -52,7 +56,7 @@ class TaskTree:
             return [str(task.id) for task in list(service.tasks.values()) if view.sees(task)]
 
         fixed: dict[str, Node] = {
-            "new": Allocator(lambda: service.create(view.task).id),
+            "new": self._new(view),
             **({"self": Link(lambda: str(me.id))} if (me := view.task) else {}),
             "wait": self._wait_any(view),
             "events": Events(service.journal, service.changes, visible=lambda number: self._seen(view, number)),
@@ -65,6 +69,23 @@ class TaskTree:
             mode=0o755,
             owner=view.task or ROOT_OWNER,
         )
+
+    def _new(self, view: View) -> Allocator:
+        new = Allocator(lambda who: self._create(view.acting(who)).id)
+        if view.admin and self._makers is not None:
+            new.mode |= 0o040
+            new.owner = GroupOwner(self._makers)
+        return new
+
+    def _create(self, view: View) -> Task:
+        if view.task is not None or view.admin:
+            return self._service.create(view.task)
+        return self._service.create(None, user=self._service.homes.by_uid(view.caller.uid))
+
+    @staticmethod
+    def _ns_root(view: View, task: Task) -> Node:
+        """Return the live namespace; inside another one, a directory without content or permissions, so `find` ends."""
+        return Dir({}, mode=0) if view.inner else view.views.inner_root(task)
 
     def _seen(self, view: View, number: int) -> bool:
         task = self._service.tasks.get(number)
@@ -89,11 +110,13 @@ class TaskTree:
     def _directory(self, view: View, task: Task) -> Dir:
         service = self._service
         configure = partial(service.configure, task)
-        ns = NsVerbs(service, view, task)
-        fds = FdVerbs(service, view, task)
+
+        def fds(who: Caller) -> FdVerbs:
+            return FdVerbs(service, view.acting(who), task)
+
         return Dir(
             {
-                "ctl": Control(TaskVerbs(service, view, task).table(), refusal=task),
+                "ctl": Control(lambda who: TaskVerbs(service, view.acting(who), task).table(), refusal=task),
                 "id": Text(lambda: str(task.id)),
                 "parent": Text(lambda: str(task.parent.id) if task.parent and view.sees(task.parent) else ""),
                 "type": Text(lambda: task.kind or task.spec.type),
@@ -129,16 +152,16 @@ class TaskTree:
                 "fd": LiveDir(
                     lambda: self._fd_names(task),
                     lambda name, who: self._fd(fds, task, name),
-                    fixed={"ctl": Control(fds.table(), refusal=task, note=lambda: fd_table(task.fds))},
+                    fixed={"ctl": Control(lambda who: fds(who).table(), refusal=task, note=lambda: fd_table(task.fds))},
                     kind=statmod.S_IFREG,
                 ),
                 "ns": Dir(
                     {
-                        "ctl": Control(ns.table(), refusal=task),
-                        "mounts": Text(lambda: ns_mounts(task.namespace)),
-                        "binds": Text(lambda: ns_binds(task.namespace)),
-                        "dump": Text(lambda: ns_dump(task.namespace)),
-                        "root": ns.root,
+                        "ctl": Control(lambda who: NsVerbs(service, view.acting(who), task).table(), refusal=task),
+                        "mounts": Text(lambda: mounts(task.namespace)),
+                        "binds": Text(lambda: binds(task.namespace)),
+                        "dump": Text(lambda: dump(task.namespace.table)),
+                        "root": partial(self._ns_root, view, task),
                     }
                 ),
                 "stat": Dir({what: Text(partial(self._stat, task, what)) for what in ("mem", "cpu", "io", "pids")}),
@@ -164,7 +187,7 @@ class TaskTree:
     def _fd_names(task: Task) -> list[str]:
         return [name for number in task.fds.numbers() for name in (str(number), f"{number}ctl")]
 
-    def _fd(self, fds: FdVerbs, task: Task, name: str) -> Node:
+    def _fd(self, fds: Callable[[Caller], FdVerbs], task: Task, name: str) -> Node:
         digits = name.removesuffix("ctl")
         if not (digits.isascii() and digits.isdigit()) or len(digits) > 3 or str(int(digits)) != digits:
             raise no_entry(name)
@@ -172,7 +195,9 @@ class TaskTree:
         if number > MAX_FD or (number not in task.fds.numbers() and name == digits):
             raise no_entry(name)
         if name != digits:
-            return Control(fds.table(number), refusal=task, note=lambda: f"# {number} {task.fds.shows(number)}")
+            return Control(
+                lambda who: fds(who).table(number), refusal=task, note=lambda: f"# {number} {task.fds.shows(number)}"
+            )
         if number == STDIN:
             return StdinFile(task.fds.stdin if not task.ended else lambda: None)
         entry = task.fds.entries.get(number)
@@ -186,6 +211,15 @@ class TaskTree:
         else:
             figures = final_figures(task.exit, what)
         return "\n".join(f"{key} {value}" for key, value in figures.items())
+
+
+@dataclass(frozen=True, slots=True)
+class GroupOwner:
+    """Owned by the administrator and a group."""
+
+    gid: int
+    uid: int = ROOT_OWNER.uid
+    changed_ns: int = 0
 
 
 class Owned:
@@ -260,7 +294,12 @@ class EnvHandle(LineHandle[str]):
 
 def fd_table(table: FdTable) -> str:
     """Return the descriptor table as comment lines, one a number."""
-    return "\n".join(f"# {number} {table.shows(number)}" for number in table.numbers())
+    return "\n".join(fd_line(table, number) for number in table.numbers())
+
+
+def fd_line(table: FdTable, number: int) -> str:
+    """Return where one descriptor points, as a comment line."""
+    return f"# {number} {table.shows(number)}"
 
 
 def lines(mapping: Map[str, str]) -> str:

@@ -5,59 +5,107 @@ view; its nodes are the view's own, so what `/task/self` means or who the
 parent of a new task is never depends on a process id.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from errno import ENOENT, EPERM
-from typing import Protocol
+from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from ns.namespace import Namespace
 from tasks.task import Task
 from vfs.files import Synthetic
-from vfs.node import ROOT, Caller, Node, node_id
+from vfs.node import Caller, Node, node_id
 
+if TYPE_CHECKING:
+    from tasks.views import Views
 
-class DeviceTable(Protocol):
-    """Makes the devices (`#task`, `#cap`, ...) that a view's namespace can name."""
+PER_VIEW = frozenset({"task", "cap", "etc", "sessions"})
+"""Devices that show each view something of its own."""
+ADMIN_ONLY = frozenset({"host", "9p"})
+"""Devices that only the administrator may name; a task reaches of them what was bound for it."""
 
-    async def device(self, view: "View", name: str) -> Node:
-        """Return the root of device `name` for `view`. ENOENT."""
-        ...
+DeviceMap = Mapping[str, "Callable[[View], Node]"]
+"""What makes each device's root for a view."""
 
 
 class View:
-    """The administrator's view (`task` None) or a task's. Also the `Devices` of that view's namespace."""
+    """A task's view, or one without a task: the administrator's, or another user's of this machine.
 
-    __slots__ = ("__weakref__", "_cache", "_devices", "_namespace", "task")
+    It is also the `Devices` of its namespace. `inner` marks the view behind a task's `ns/root`.
+    """
 
-    def __init__(self, devices: DeviceTable, task: Task | None, namespace: Callable[[], Namespace]) -> None:
+    __slots__ = ("__weakref__", "_cache", "_caller", "_devices", "_namespace", "inner", "name", "task", "views")
+
+    def __init__(
+        self,
+        views: "Views",
+        devices: DeviceMap,
+        task: Task | None,
+        *,
+        name: str,
+        caller: Caller | None = None,
+        inner: bool = False,
+    ) -> None:
+        self.views = views
         self.task = task
+        self.name = name
+        self.inner = inner
         self._devices = devices
-        self._namespace = namespace
-        self._cache: WeakValueDictionary[str, Node] = WeakValueDictionary()
+        self._caller = caller
+        self._namespace: Namespace | None = None
+        self._cache: WeakValueDictionary[str, Node] | None = None
 
     @property
     def admin(self) -> bool:
-        return self.task is None
-
-    @property
-    def name(self) -> str:
-        """Name the view for ever: node ids derive from it."""
-        return f"task/{self.task.id}" if self.task else "admin"
+        return self.task is None and self.caller.uid == 0
 
     @property
     def caller(self) -> Caller:
         """On whose authority the view's control writes open files."""
-        return Caller(self.task.uid, self.task.gid) if self.task else ROOT
+        if self.task is not None:
+            return Caller(self.task.uid, self.task.gid)
+        assert self._caller is not None
+        return self._caller
 
     @property
     def namespace(self) -> Namespace:
-        return self._namespace()
+        if self._namespace is None:
+            assert self.task is not None
+            return self.task.namespace
+        return self._namespace
+
+    @namespace.setter
+    def namespace(self, namespace: Namespace) -> None:
+        self._namespace = namespace
+
+    @property
+    def has_namespace(self) -> bool:
+        """Whether the view has one of its own, rather than its task's."""
+        return self._namespace is not None
+
+    def acting(self, who: Caller) -> "View":
+        """Return the view with whose authority `who` acts when it writes through this one."""
+        return self.views.acting(self, who)
+
+    # As `ns.namespace.Devices`
+
+    def allowed(self, name: str) -> bool:
+        return self.admin or name not in ADMIN_ONLY
+
+    def per_view(self, name: str) -> bool:
+        return name in PER_VIEW
 
     async def device(self, name: str) -> Node:
-        return await self._devices.device(self, name)
+        make = self._devices.get(name)
+        if make is None:
+            raise OSError(ENOENT, f"no such device: #{name}")
+        return make(self)
+
+    # What is seen
 
     def sees(self, task: Task) -> bool:
-        """Tell whether `task` shows up here: this view's own task and all below it."""
+        """Tell whether `task` shows up here: this view's own task and all below it; to a user, that user's."""
+        if self.task is None:
+            return self.admin or task.uid == self.caller.uid
         return task.within(self.task)
 
     def require_admin(self, what: str) -> None:
@@ -67,6 +115,8 @@ class View:
 
     def node(self, path: str, make: Callable[[], Synthetic]) -> Node:
         """Return the node that stands at `path` in this view, made at most once while anyone holds it."""
+        if self._cache is None:
+            self._cache = WeakValueDictionary()
         found = self._cache.get(path)
         if found is None:
             made = make()
@@ -75,6 +125,6 @@ class View:
         return found
 
 
-def no_device(name: str) -> OSError:
-    """Return the error for a device that is not here."""
-    return OSError(ENOENT, f"no such device: #{name}")
+def view_name(task: Task) -> str:
+    """Return the name of a task's view."""
+    return f"task/{task.id}"

@@ -64,9 +64,9 @@ def test_commands_run_in_order_in_one_write():
 def test_lines_before_a_refused_one_have_run_and_those_after_have_not():
     machine, error = refused(b"go\nfail\nset a\n")
     assert (error.errno, machine.done) == (16, ["go"])
-    assert machine.node.manual().startswith("# error: busy now\n")
+    assert machine.node.manual(machine.node.verbs).startswith("# error: busy now\n")
     trio.run(write, machine.node, b"go\n")
-    assert "error" not in machine.node.manual()
+    assert "error" not in machine.node.manual(machine.node.verbs)
 
 
 @pytest.mark.parametrize(

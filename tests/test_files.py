@@ -120,7 +120,7 @@ def test_an_awaited_text_wakes_every_reader_and_polls():
 def test_an_allocating_file_gives_one_id_per_open():
     async def main():
         count = iter(range(1, 10))
-        node = Allocator(lambda: next(count))
+        node = Allocator(lambda who: next(count))
         await node.stat()
         first = await node.open(os.O_RDONLY, ROOT)
         assert [await first.read(10, 0), await first.read(10, 0), await first.read(10, 2)] == [b"1\n", b"1\n", b""]

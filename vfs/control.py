@@ -17,6 +17,7 @@ WHOLE_WRITE = 4096
 """A write shorter than this ends with a whole command even without a newline (a shell splits its writes here)."""
 
 Verb = Callable[..., "Awaitable[None] | None"]
+Verbs = Mapping[str, Verb]
 F = TypeVar("F", bound=Verb)
 Line = TypeVar("Line")
 
@@ -72,7 +73,8 @@ def takes(verb: Verb, words: int) -> bool:
 class Control(Synthetic):
     """A control file over a table of verbs (source order is the order of its manual).
 
-    A verb gets the line's further words as `str`; it changes everything or raises OSError and changes nothing.
+    The table may depend on who opens the file: then it is a function of the caller. A verb gets the line's further
+    words as `str`; it changes everything or raises OSError and changes nothing.
     `def` verbs run inline; an `async def` one may wait, and its writer with it.
     """
 
@@ -80,7 +82,7 @@ class Control(Synthetic):
 
     def __init__(
         self,
-        verbs: Mapping[str, Verb],
+        verbs: Verbs | Callable[[Caller], Verbs],
         *,
         refusal: Refusal | None = None,
         note: Callable[[], str] | None = None,
@@ -92,28 +94,29 @@ class Control(Synthetic):
         self.note = note
 
     async def open(self, flags: int, who: Caller) -> Handle:
-        return ControlHandle(self)
+        return ControlHandle(self, self.verbs if isinstance(self.verbs, Mapping) else self.verbs(who))
 
-    def manual(self) -> str:
+    def manual(self, verbs: Verbs) -> str:
         lines = [f"# error: {self.refusal.error}"] if self.refusal.error else []
         if self.note is not None:
             lines.append(self.note())
-        lines += [usage_line(name, verb) for name, verb in self.verbs.items()]
+        lines += [usage_line(name, verb) for name, verb in verbs.items()]
         return "\n".join(lines)
 
-    async def run(self, words: list[str]) -> None:
-        """Run one command. EINVAL for an unknown verb, a wrong number of words or a NUL, else the verb's own error."""
-        name, *rest = words
-        if any("\0" in word for word in words):
-            raise OSError(EINVAL, "NUL in command")
-        verb = self.verbs.get(name)
-        if verb is None:
-            raise OSError(EINVAL, f"unknown verb: {name[:64]!r}")
-        if not takes(verb, len(rest)):
-            raise OSError(EINVAL, f"usage: {usage_line(name, verb).partition('  #')[0].strip()}")
-        done = verb(*rest)
-        if done is not None:
-            await done
+
+async def run_command(verbs: Verbs, words: list[str]) -> None:
+    """Run one command. EINVAL for an unknown verb, a wrong number of words or a NUL, else the verb's own error."""
+    name, *rest = words
+    if any("\0" in word for word in words):
+        raise OSError(EINVAL, "NUL in command")
+    verb = verbs.get(name)
+    if verb is None:
+        raise OSError(EINVAL, f"unknown verb: {name[:64]!r}")
+    if not takes(verb, len(rest)):
+        raise OSError(EINVAL, f"usage: {usage_line(name, verb).partition('  #')[0].strip()}")
+    done = verb(*rest)
+    if done is not None:
+        await done
 
 
 class LineHandle(Handle, Generic[Line]):
@@ -179,14 +182,15 @@ class LineHandle(Handle, Generic[Line]):
 class ControlHandle(LineHandle[list[str]]):
     """An open `Control`."""
 
-    __slots__ = ("_node",)
+    __slots__ = ("_node", "_verbs")
 
-    def __init__(self, node: Control) -> None:
+    def __init__(self, node: Control, verbs: Verbs) -> None:
         super().__init__()
         self._node = node
+        self._verbs = verbs
 
     def text(self) -> str:
-        return self._node.manual()
+        return self._node.manual(self._verbs)
 
     def split(self, text: str) -> tuple[list[list[str]], str]:
         commands, tail = split_commands(text)
@@ -195,7 +199,7 @@ class ControlHandle(LineHandle[list[str]]):
         return commands, tail
 
     async def run(self, line: list[str]) -> None:
-        await self._node.run(line)
+        await run_command(self._verbs, line)
         self._node.refusal.error = ""
 
     def refused(self, error: OSError) -> None:

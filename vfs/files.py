@@ -2,6 +2,7 @@
 
 import os
 import stat as statmod
+import time
 from collections.abc import Awaitable, Callable
 from errno import E2BIG, EAGAIN, EBADF, EINVAL, EPERM
 from typing import Protocol
@@ -27,13 +28,14 @@ class Owner(Protocol):
     def changed_ns(self) -> int: ...
 
 
-class _Root:
-    uid = 0
-    gid = 0
-    changed_ns = 0
+class _Server:
+    uid = os.geteuid()
+    gid = os.getegid()
+    changed_ns = time.time_ns()
 
 
-ROOT_OWNER: Owner = _Root()
+ROOT_OWNER: Owner = _Server()
+"""Whoever runs the program."""
 
 
 class Synthetic(Node):
@@ -238,14 +240,14 @@ class Allocator(Synthetic):
 
     __slots__ = ("allocate",)
 
-    def __init__(self, allocate: Callable[[], int], mode: int = 0o600) -> None:
+    def __init__(self, allocate: Callable[[Caller], int], mode: int = 0o600) -> None:
         super().__init__(statmod.S_IFREG | mode)
         self.allocate = allocate
 
     async def open(self, flags: int, who: Caller) -> Handle:
         if flags & os.O_ACCMODE != os.O_RDONLY:
             raise OSError(EINVAL, "read it to allocate")
-        return AllocatedHandle(b"%d\n" % self.allocate())
+        return AllocatedHandle(b"%d\n" % self.allocate(who))
 
 
 class AllocatedHandle(Handle):

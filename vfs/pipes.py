@@ -64,6 +64,8 @@ class Pipe:
         self._inode = os.fstat(r).st_ino
         self._path = os.open(f"/proc/self/fd/{r}", os.O_PATH | os.O_CLOEXEC)
         self._places: dict[int, int] = {}
+        self.on_used: Callable[[], None] | None = None
+        """Called after an end had its first user: what `keep` gives is another from then on."""
         for access, fd in ((os.O_RDONLY, r), (os.O_WRONLY, w)):
             if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH:
                 os.close(fd)
@@ -108,6 +110,8 @@ class Pipe:
         place = self._places.pop(access, None)
         if place is not None:
             os.set_blocking(place, not nonblock)
+            if self.on_used is not None:
+                self.on_used()
             return place
         if access == os.O_WRONLY and not self._has_writers():
             raise OSError(EPIPE, "the last writer has gone")

@@ -1,0 +1,151 @@
+"""The server program: opens the house, mounts and listens, until a signal says how to end."""
+
+import fcntl
+import os
+import secrets
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from errno import EBUSY, EINVAL
+from functools import partial
+from pathlib import Path
+
+import structlog
+import trio
+
+from tasks.drivers.linux.driver import opened as linux_driver
+from vfs.fuse.devfuse import Mount, mounted, unmount
+from vfs.ninep import address
+from vfs.ninep.server import serve as serve_ninep
+from wanixfs.config import Config
+from wanixfs.house import House
+from wanixfs.notify import notify
+
+log = structlog.get_logger("wanixfs")
+
+FUSE_KEY = "fuse"
+FUSE_GRACE = 30.0
+"""Seconds for which the supervisor keeps the mount of a server that is gone."""
+
+
+async def serve(config: Config) -> None:
+    """Serve until SIGTERM or SIGINT (tasks and supervisor end too) or SIGHUP (they go on under a new server).
+
+    OSError with a message for the user where that cannot be done.
+    """
+    with locked(config.state):
+        again = await _serve(config)
+    if again:
+        os.execv(sys.executable, [sys.executable, "-m", "wanixfs.cli", *sys.argv[1:]])
+
+
+@contextmanager
+def locked(state: Path) -> Iterator[None]:
+    """Hold the state directory, made if need be, against any other server. EBUSY."""
+    state.mkdir(mode=0o711, parents=True, exist_ok=True)
+    fd = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OSError(EBUSY, f"another server uses the state directory {state}") from None
+        yield
+    finally:
+        os.close(fd)
+
+
+async def _serve(config: Config) -> bool:
+    """Serve until a signal; returns whether it asked for a new server."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async with opened(config) as house, AsyncExitStack() as stack:
+            await _listen(house, stack)
+            mount = await _mount(house, stack)
+            notify("READY=1")
+            log.info("serving", addresses=list(config.listen), mount=str(mount.path) if mount else None)
+            number = await anext(signals)
+            log.info("stopping", signal=signal.Signals(number).name)
+            if number == signal.SIGHUP:
+                notify("RELOADING=1")
+                if mount is not None:
+                    mount.keep = True
+                return True
+            notify("STOPPING=1")
+            await house.driver.quit()
+    return False
+
+
+@asynccontextmanager
+async def opened(config: Config) -> AsyncIterator[House]:
+    """Yield a house whose tasks run. Leaving the block leaves them running."""
+    async with trio.open_nursery() as nursery:
+        house = House(config, nursery)
+        async with linux_driver(config.state, house.service) as driver:
+            await house.open(driver)
+            await nursery.start(house.service.run)
+            yield house
+            nursery.cancel_scope.cancel()
+    house.journal.close()
+
+
+async def _listen(house: House, stack: AsyncExitStack) -> None:
+    """Serve 9P on every configured address until the stack unwinds."""
+    config = house.config
+    listeners = []
+    for text in config.listen:
+        where = address.parse(text)
+        if where.network == "unix":
+            Path(where.path).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            stack.callback(Path(where.path).unlink, missing_ok=True)
+        listeners.append(address.listen(where, allow_remote=config.allow_remote, mode=0o666))
+    token = config.token or _token(config.state / "token")
+    nursery = await stack.enter_async_context(trio.open_nursery())
+    stack.callback(nursery.cancel_scope.cancel)
+    await nursery.start(partial(serve_ninep, listeners, partial(house.attach, token), locks=house.locks))
+
+
+def _token(path: Path) -> str:
+    """Return the token of this state directory, made on first use; only its owner can read the file."""
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        token = secrets.token_urlsafe(32)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with open(fd, "w") as file:
+            file.write(token + "\n")
+        return token
+
+
+async def _mount(house: House, stack: AsyncExitStack) -> Mount | None:
+    """Mount the administrator's tree, or go on with the mount that an earlier server left to the supervisor."""
+    config = house.config
+    record = config.state / "mountpoint"
+    left = await house.driver.vault.take(FUSE_KEY)
+    old = Path(record.read_text()) if record.exists() else None
+    if left and old != config.mount:
+        os.close(left.pop())
+        house.driver.vault.drop(FUSE_KEY)
+    if old is not None and old != config.mount:
+        record.unlink()
+        try:
+            unmount(old)
+        except OSError as error:
+            if error.errno != EINVAL:
+                log.warning("an old mount is left", path=str(old), error=str(error))
+    if config.mount is None:
+        return None
+    config.mount.mkdir(parents=True, exist_ok=True)
+    root = house.views.admin.namespace.root
+    mount = await stack.enter_async_context(
+        mounted(
+            config.mount,
+            root,
+            fd=left[0] if left else None,
+            journal=config.state / "fuse.nodes",
+            views=house.task_root,
+            locks=house.locks,
+        )
+    )
+    record.write_text(str(config.mount))
+    house.driver.vault.hold(FUSE_KEY, [mount.fd], grace=FUSE_GRACE)
+    return mount
