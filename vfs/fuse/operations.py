@@ -407,7 +407,7 @@ class Operations:
     async def open(self, nodeid: int, who: Caller, flags: int, open_flags: int) -> Body:
         inode = self.inodes.get(nodeid) or await self._recall(nodeid)
         handle = await inode.node.open(flags & OPEN_FLAGS, who)
-        return await self._opened(nodeid, inode, handle, flags, open_flags)
+        return await self._opened(nodeid, inode, handle, flags, open_flags, who)
 
     async def create(self, nodeid: int, who: Caller, flags: int, mode: int, open_flags: int, name: str) -> Body:
         directory = self.inodes.get(nodeid) or await self._recall(nodeid)
@@ -426,17 +426,28 @@ class Operations:
             raise
         child = ENTRY_OUT.unpack_from(entry)[0]
         try:
-            return entry + await self._opened(child, self.inodes[child], handle, flags, open_flags)
+            return entry + await self._opened(child, self.inodes[child], handle, flags, open_flags, who)
         except BaseException:
             self._forget(child, 1)
             raise
 
-    async def _opened(self, nodeid: int, inode: Inode, handle: Handle, flags: int, open_flags: int) -> bytes:
+    async def _opened(
+        self, nodeid: int, inode: Inode, handle: Handle, flags: int, open_flags: int, who: Caller
+    ) -> bytes:
         """Give `handle` an fh and say how the kernel may treat it; on an error the handle is closed."""
+        backing = NO_FILE
         try:
-            if open_flags & OPEN_KILL_SUIDGID and flags & os.O_TRUNC:
-                await self._kill_suidgid(inode.node)
-            if handle.stream:
+            if len(self.files) >= self._max_files:
+                raise OSError(ENFILE, "too many open files")
+            is_file = not handle.direct and handle.fileno() >= 0
+            by_kernel = is_file and flags & os.O_ACCMODE and who.uid and self._passes_through()
+            if by_kernel or (open_flags & OPEN_KILL_SUIDGID and flags & os.O_TRUNC):
+                await self._kill_suidgid(inode.node)  # what the kernel writes by itself keeps the bits
+            if is_file:
+                backing = self._share(nodeid, handle.fileno())
+            if backing > 0:
+                how = Fopen.PASSTHROUGH
+            elif handle.stream:
                 how = Fopen.DIRECT_IO | Fopen.STREAM | Fopen.NONSEEKABLE
             elif handle.direct:
                 how = Fopen.DIRECT_IO
@@ -444,23 +455,17 @@ class Operations:
                 how = Fopen.KEEP_CACHE
             else:
                 how = 0
-            if len(self.files) >= self._max_files:
-                raise OSError(ENFILE, "too many open files")
         except BaseException:
+            self._unshare(nodeid, backing)
             handle.close()
             raise
         if type(handle).flush is Handle.flush and self._locks is None:
             how |= Fopen.NOFLUSH
-        backing = NO_FILE
-        if not handle.direct and handle.fileno() >= 0:
-            backing = self._share(nodeid, handle.fileno())
-            if backing:
-                how = how & ~Fopen.KEEP_CACHE | Fopen.PASSTHROUGH
         fh = self._number()
         self.files[fh] = OpenFile(nodeid, handle, backing)
         if self._journal:
             self._journal.opened(fh, Opened(nodeid, flags & 0xFFFF_FFFF, backing))
-        return OPEN_OUT.pack(fh, how, 0 if backing == NO_FILE else backing)
+        return OPEN_OUT.pack(fh, how, max(backing, 0))
 
     async def _is_settled(self, inode: Inode) -> bool:
         """Tell whether pages that the kernel kept from an earlier open are still the file's.
@@ -472,12 +477,15 @@ class Operations:
         inode.settled = changed if time.time_ns() - changed > SETTLED_NS else None
         return kept
 
+    def _passes_through(self) -> bool:
+        return self.backing_open is not None and self.agreed is not None and self.agreed.flags & Init.PASSTHROUGH != 0
+
     def _share(self, nodeid: int, fd: int) -> int:
         """Return the backing id for one more open of a file: the first opener's, whose kind the kernel wants kept."""
         sharing = self._sharing.get(nodeid)
         if sharing is None:
             backing = 0
-            if self.backing_open is not None and self.agreed and self.agreed.flags & Init.PASSTHROUGH:
+            if self.backing_open is not None and self._passes_through():
                 try:
                     backing = self.backing_open(fd)
                 except OSError as error:
