@@ -1,10 +1,17 @@
 """`/cap`: things that tasks use together — pipes, memory trees, archives, imported trees — allocated like tasks."""
 
+import json
 import os
 import stat as statmod
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from errno import EBUSY
+from errno import EBUSY, EFBIG, ENOSPC
+from functools import partial
+from tempfile import SpooledTemporaryFile
+from typing import IO
+
+import trio
 
 from tasks.ports import Dialer, Vault
 from tasks.store import Journal
@@ -17,6 +24,7 @@ from vfs.inline import park
 from vfs.memory import MemoryTree
 from vfs.node import Caller, Handle, Node, no_entry
 from vfs.pipes import Broadcast, Duplex, Pipe
+from vfs.tarball import TarTree
 from vfs.walk import open_path
 
 KINDS = ("pipe", "duplex", "mem", "tar", "signal", "9p")

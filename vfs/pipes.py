@@ -40,7 +40,7 @@ class Pipe:
     ends live on.
     """
 
-    __slots__ = ("_born", "_gid", "_inode", "_path", "_places", "_uid")
+    __slots__ = ("_born", "_gid", "_inode", "_path", "_places", "_uid", "on_used")
 
     def __init__(self, capacity: int = CAPACITY, *, uid: int = 0, gid: int = 0) -> None:
         if not 0 < capacity < 1 << 31:
