@@ -387,8 +387,6 @@ class HostNode(Node):
         self._changing()
         if not isinstance(target, HostNode) or target.tree is not self.tree:
             raise OSError(EXDEV, "another tree")
-        if target.kind == S_IFDIR:
-            raise OSError(EPERM, "a directory has one name")
         with self._pinned() as parent:
             os.link(target._proc(), check_name(name), dst_dir_fd=parent, follow_symlinks=True)
 
