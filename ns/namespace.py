@@ -6,8 +6,8 @@ them. A change reaches the table only when every running task has applied it.
 """
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from errno import EACCES, EINVAL, ELOOP, ENAMETOOLONG, ENOENT, ENOSPC, ENOTDIR, EPERM
 from typing import Any, NamedTuple, Protocol
@@ -104,17 +104,16 @@ class Cell:
         self.busy = False
         self.changed = Signal()
 
-    @asynccontextmanager
-    async def hold(self) -> AsyncIterator[BindTable]:
-        """Let nobody else change the table meanwhile."""
+    async def __aenter__(self) -> BindTable:
+        """Keep everyone else from changing the table until the block ends."""
         while self.busy:
             await self.changed.wait()
         self.busy = True
-        try:
-            yield self.table
-        finally:
-            self.busy = False
-            self.changed.notify()
+        return self.table
+
+    async def __aexit__(self, *_: object) -> None:
+        self.busy = False
+        self.changed.notify()
 
     async def change(self, plan: Plan) -> None:
         """Take the step that `plan` makes of the present table; it is asked again if the table changed while it waited.
@@ -128,7 +127,7 @@ class Cell:
                 return
             if after.size > max(self.limit, before.size):
                 raise OSError(ENOSPC, f"the namespace holds more than {self.limit} names")
-            async with self.hold() as now:
+            async with self as now:
                 if now is before:
                     if self.realisers:
                         await self._realise(Change(before, after, path))
@@ -214,7 +213,7 @@ class Namespace:
 
         A realiser added inside misses no change and sees none twice.
         """
-        return self._cell.hold()
+        return self._cell
 
     async def resolve(self, member: Member, who: Caller) -> Node:
         """Return what `member` shows in this view. ENOENT where this view has no such device."""

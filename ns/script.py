@@ -19,7 +19,7 @@ from ns.mounts import mount_of
 from ns.namespace import Namespace
 from ns.table import BindTable, Member, Order, Place
 from vfs.node import Caller
-from vfs.words import quote, split_commands
+from vfs.words import quote, split_line
 
 USAGE = {
     "bind": "bind [-abcr] NEW OLD",
@@ -28,9 +28,8 @@ USAGE = {
     "mask": "mask PATH|#DEVICE[/PATH]",
     "clear": "clear",
 }
-MAX_LINE = 1 << 16
-"""Characters of one command at the most: two paths of 4,096 bytes, however quoted, fit."""
-_COMMENT = re.compile(r"[ \t]*#(\s|\Z)")
+_COMMENT = re.compile(r"[ \t]*#(?:[ \t\r][^\n]*)?(?=\n|\Z)")
+_LOGICAL_LINE = re.compile(r"""(?:[^\n'"\\]++ | \\. | '[^']*+' | "(?:[^"\\]++|\\.)*+")*+""", re.VERBOSE | re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,27 +137,26 @@ def _how(flags: str) -> How:
 
 def parse(text: str) -> Iterator[Line]:
     """Yield the commands of a script. EINVAL with the line's number."""
-    pending, began = "", 0
-    for number, line in enumerate(text.split("\n"), 1):
-        if not pending:
-            if _COMMENT.match(line):
-                continue
-            began = number
-        pending += line + "\n"
-        if len(pending) > MAX_LINE:
-            raise OSError(EINVAL, f"line {began}: longer than {MAX_LINE} characters")
-        commands, tail = split_commands(pending)
-        if tail:
-            continue
-        pending = ""
-        for verb, *rest in commands:
-            optional = verb.startswith("-")
-            try:
-                yield Line(began, command([verb[optional:], *rest]), optional)
-            except OSError as error:
-                raise OSError(error.errno, f"line {began}: {error.strerror}") from None
-    if pending:
-        raise OSError(EINVAL, f"line {began}: no closing quotation")
+    number, pos = 1, 0
+    while pos < len(text):
+        end = (_COMMENT.match(text, pos) or _LOGICAL_LINE.match(text, pos)).end()  # type: ignore[union-attr]
+        try:
+            yield from _line(number, text[pos:end], whole=text[end : end + 1] in ("", "\n"))
+        except OSError as error:
+            raise OSError(error.errno, f"line {number}: {error.strerror}") from None
+        number += 1 + text.count("\n", pos, end)
+        pos = end + 1
+
+
+def _line(number: int, text: str, *, whole: bool) -> Iterator[Line]:
+    if not whole:
+        raise OSError(EINVAL, "no closing quotation")
+    if _COMMENT.fullmatch(text):
+        return
+    words = split_line(text)
+    if words:
+        optional = words[0].startswith("-")
+        yield Line(number, command([words[0][optional:], *words[1:]]), optional)
 
 
 async def apply(command: Command, target: Namespace, *, writer: Namespace, who: Caller) -> None:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from errno import EINVAL
+from errno import EINVAL, ENAMETOOLONG
 from typing import NamedTuple
 
 from immutables import Map
@@ -18,6 +18,8 @@ from immutables import Map
 from vfs.node import Node, check_name
 from vfs.walk import split
 
+MAX_DEPTH = 256
+"""Elements of a bound path at the most: every lookup below one goes through them all."""
 DEVICE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}")
 
 
@@ -108,6 +110,8 @@ def names_of(path: str) -> tuple[str, ...]:
             names.append(check_name(name))
         elif names:
             names.pop()
+    if len(names) > MAX_DEPTH:
+        raise OSError(ENAMETOOLONG, f"more than {MAX_DEPTH} directories deep")
     return tuple(names)
 
 
@@ -207,16 +211,30 @@ class BindTable:
 
     def hidden_paths(self) -> list[str]:
         """Return every path at which a hidden thing would otherwise be seen, for whoever mounts the namespace."""
-        places: dict[Origin, list[tuple[str, ...]]] = {}
+        bound: dict[Origin, list[tuple[tuple[str, ...], Place]]] = {}
         for names, place in self.places() if self.hidden else ():
             for member in place.members:
-                places.setdefault(member.origin, []).append(names)
+                bound.setdefault(member.origin, []).append((names, place))
         return [
-            "/" + "/".join((*names, *origin.below(above)))
+            "/" + "/".join((*names, *below))
             for origin in self.hidden
             for above in origin.upward()
-            for names in places.get(above, ())
+            for names, place in bound.get(above, ())
+            if self._shows(place, below := origin.below(above))
         ]
+
+    def _shows(self, place: Place, below: list[str]) -> bool:
+        """Tell whether the path `below` a bound place leads to something hidden, and not to another bind."""
+        if not below:
+            return self.hidden.issuperset(member.origin for member in place.members)
+        for name in below:
+            inner = place.children.get(name)
+            if inner is None:
+                return True
+            if inner.members:
+                return False
+            place = inner
+        return True
 
     def _with(self, names: tuple[str, ...], members: tuple[Member, ...], serial: int) -> "BindTable":
         chain = [self.root]

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nskit import member
 
-from ns.table import EMPTY, Member, Order, Origin, names_of
+from ns.table import EMPTY, MAX_DEPTH, Member, Order, Origin, names_of
 
 ORDERS = st.sampled_from(Order)
 ELEMENTS = st.sampled_from(["a", "b", "c"])
@@ -42,7 +42,8 @@ def test_a_path_is_normalised(path, names):
 
 
 @pytest.mark.parametrize(
-    ("path", "errno"), [("a", 22), ("", 22), ("/a\0", 2), ("/" + "x" * 256, 36), ("/" + "a/" * 2048, 36)]
+    ("path", "errno"),
+    [("a", 22), ("", 22), ("/a\0", 2), ("/" + "x" * 256, 36), ("/" + "a/" * 2048, 36), ("/a" * (MAX_DEPTH + 1), 36)],
 )
 def test_a_path_that_no_directory_can_have_is_refused(path, errno):
     with pytest.raises(OSError, match=f"Errno {errno}"):
@@ -50,9 +51,9 @@ def test_a_path_that_no_directory_can_have_is_refused(path, errno):
 
 
 def test_the_longest_and_deepest_paths_can_be_bound():
-    deep, long = "/a" * 2048, "/" + "/".join(["x" * 255] * 16)
+    deep, long = "/a" * MAX_DEPTH, "/" + "/".join(["x" * 255] * 16)
     table = EMPTY.bind(deep, [member("#x")]).bind(long, [member("#y")])
-    assert len(deep) == len(long) == 4096
+    assert len(long) == 4096
     assert table.members(deep) == (member("#x"),)
     assert table.children_below("/") == {"a", "x" * 255}
     assert table.unbind(deep).unbind(long) == EMPTY
@@ -101,6 +102,11 @@ def test_hidden_things_are_found_wherever_they_are_bound():
     table = EMPTY.bind("/u", [member("#h/usr")]).bind("/all", [member("#h")]).bind("/s", [member("#h/usr/s/t")])
     table = table.masked(hidden=[Origin("h", "usr/s")])
     assert sorted(table.hidden_paths()) == ["/all/usr/s", "/u/s"]
+    assert table.bind("/all/usr", [member("#x")]).hidden_paths() == ["/u/s"]
+    assert sorted(table.bind("/all/usr/s/deep", [member("#x")]).hidden_paths()) == ["/all/usr/s", "/u/s"]
+    whole = table.bind("/m", [member("#h/usr/s")])
+    assert "/m" in whole.hidden_paths()
+    assert "/m" not in whole.bind("/m", [member("#x")], Order.AFTER).hidden_paths()
     assert table.revealed([Origin("h", "usr/s")]).hidden_paths() == []
 
 
@@ -152,9 +158,12 @@ class Model:
         return None
 
 
+SOURCES = st.lists(ORIGINS, min_size=1, max_size=2, unique=True)
 STEPS = st.lists(
     st.one_of(
-        st.tuples(st.just("bind"), PATHS, st.lists(ORIGINS, min_size=1, max_size=2, unique=True), ORDERS, st.booleans()),
+        st.tuples(
+            st.just("bind"), PATHS, st.lists(ORIGINS, min_size=1, max_size=2, unique=True), ORDERS, st.booleans()
+        ),
         st.tuples(st.just("unbind"), PATHS, st.none() | ORIGINS),
     ),
     max_size=25,
