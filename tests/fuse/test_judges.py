@@ -40,19 +40,19 @@ def expected(tmpfs):
     return found
 
 
-@pytest.fixture(scope="module", params=["memory", "host"])
+@pytest.fixture(scope="module", params=["memory", "host", "host copied"])
 def mount(request, tmp_path_factory):
-    base = tmp_path_factory.mktemp(request.param)
+    base = tmp_path_factory.mktemp(request.param.replace(" ", "-"))
     host = base / "host"
     host.mkdir()
     # The host tree is a tmpfs too, so that differences are ours.
     subprocess.run(["mount", "-t", "tmpfs", "none", host], check=True)
 
     def root():
-        return HostTree(host, label="judges").root if request.param == "host" else MemoryTree(label="judges").root
+        return HostTree(host, label="judges").root if "host" in request.param else MemoryTree(label="judges").root
 
     try:
-        with served(base / "m", root) as here:
+        with served(base / "m", root, stack_depth=0 if "copied" in request.param else 1) as here:
             yield here
     finally:
         subprocess.run(["umount", "-l", host], check=True)

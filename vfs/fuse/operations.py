@@ -22,6 +22,7 @@ from vfs.fuse.messages import (
     ENTRY_OUT,
     FORGET_ONE,
     FSYNC_DATASYNC,
+    INVAL_INODE,
     LK_OUT,
     LOCK_FLOCK,
     MAX_IO,
@@ -352,7 +353,7 @@ class Operations:
         node = (self.inodes.get(nodeid) or await self._recall(nodeid)).node
         now = time.time_ns()
         if valid & Fattr.KILL_SUIDGID and not valid & Fattr.MODE:
-            await self._kill_suidgid(node)
+            await self._kill_suidgid(nodeid, node)
         change = SetStat(
             mode=mode & 0o7777 if valid & Fattr.MODE else None,
             uid=uid if valid & Fattr.UID else None,
@@ -364,7 +365,7 @@ class Operations:
         await node.setstat(change, who)
         return attr_out(await node.stat(), node.id, node.cache_seconds)
 
-    async def _kill_suidgid(self, node: Node) -> None:
+    async def _kill_suidgid(self, nodeid: int, node: Node) -> None:
         """Take away the bits that a write by another must not leave (what the kernel leaves to us, KILLPRIV_V2)."""
         mode = (await node.stat()).st_mode
         killed = mode & ~S_ISUID
@@ -372,6 +373,9 @@ class Operations:
             killed &= ~S_ISGID
         if killed != mode:
             await node.setstat(SetStat(mode=killed & 0o7777), ROOT)
+            if self.notify is not None and node.cache_seconds:
+                # Attributes only, of a node in use: this waits for nothing, so it need not go by a thread.
+                self.notify(Notify.INVAL_INODE, INVAL_INODE.pack(nodeid, -1, 0))
 
     async def statfs(self, nodeid: int, who: Caller) -> Body:
         inode = self.inodes.get(nodeid) or await self._recall(nodeid)
@@ -442,7 +446,7 @@ class Operations:
             is_file = not handle.direct and handle.fileno() >= 0
             by_kernel = is_file and flags & os.O_ACCMODE and who.uid and self._passes_through()
             if by_kernel or (open_flags & OPEN_KILL_SUIDGID and flags & os.O_TRUNC):
-                await self._kill_suidgid(inode.node)  # what the kernel writes by itself keeps the bits
+                await self._kill_suidgid(nodeid, inode.node)  # what the kernel writes by itself keeps the bits
             if is_file:
                 backing = self._share(nodeid, handle.fileno())
             if backing > 0:
@@ -560,7 +564,7 @@ class Operations:
         file.calls += 1
         try:
             if write_flags & WRITE_KILL_SUIDGID:
-                await self._kill_suidgid((self.inodes.get(nodeid) or await self._recall(nodeid)).node)
+                await self._kill_suidgid(nodeid, (self.inodes.get(nodeid) or await self._recall(nodeid)).node)
             taken = await file.handle.write(data, offset, flags & os.O_NONBLOCK != 0)
         finally:
             self._call_ended(file)

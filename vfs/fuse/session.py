@@ -99,7 +99,8 @@ class Session:
     `journal` lets another process go on after this one (see `vfs.fuse.journal`); one that an earlier session has
     filled makes this session that one's heir, who gets no INIT, as does `agreed` alone. `locks` makes file locks those
     of a table shared with other protocols; without it they are the kernel's own, which outlive this session.
-    `stack_depth` is how many filesystems a passthrough file's may be stacked of (1: a plain one, 2: an overlay).
+    `stack_depth` is how many filesystems a passthrough file's may be stacked of (1: a plain one, 2: an
+    overlay, 0: no passthrough).
     """
 
     def __init__(
@@ -262,7 +263,7 @@ class Session:
         if flags & Init.EXT and len(more) >= 4:
             flags |= int.from_bytes(more[:4], "little") << 32
         wanted = self._wanted
-        if self._transport is not None and self._transport.backing_open is not None:
+        if self._stack_depth and self._transport is not None and self._transport.backing_open is not None:
             wanted |= Init.PASSTHROUGH
         flags &= wanted
         for waiting in self._waiting.values():
