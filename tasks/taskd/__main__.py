@@ -32,6 +32,8 @@ def main(directory: str) -> None:
     os.setsid()
     for fd, kept in ((null, 0), (log, 1), (log, 2)):
         os.dup2(fd, kept)
+    os.close(null)
+    os.close(log)
     os.chdir("/")
     supervisor = Supervisor()
     sock.listen(8)

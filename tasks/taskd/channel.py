@@ -29,12 +29,15 @@ class PacketChannel:
         """True when everything was sent."""
         return not self._unsent
 
-    def receive(self, handle: Handler) -> None:
-        """Handle the next message. EOFError at the end; OSError for a malformed one, after which one may go on."""
+    def receive(self, handle: Handler) -> bool:
+        """Handle the next message; False if there is none yet.
+
+        EOFError at the end; OSError for a malformed one, after which one may go on.
+        """
         try:
             packet, extra, flags, _ = self._sock.recvmsg(MAX_PACKET, FDS_SPACE, socket.MSG_CMSG_CLOEXEC)
-        except (BlockingIOError, InterruptedError):
-            return
+        except BlockingIOError:
+            return False
         except OSError as error:
             raise EOFError from error
         fds: Sequence[int] = received_fds(extra)
@@ -45,32 +48,35 @@ class PacketChannel:
                 raise OSError(EMSGSIZE, "packet too long")
             message, fds = unpack_packet(packet, fds)
             handle(message, fds)
+            return True
         finally:
             for fd in fds:
                 os.close(fd)
 
     def send(self, message: Message, fds: Sequence[int] = ()) -> None:
-        """Send, now or when the other side takes it. Duplicates the descriptors it keeps."""
+        """Send, now or by a later `flush`; the descriptors are the caller's to close at once. EMSGSIZE."""
         packet, fds, memory = pack(message, fds)
-        self._unsent.append((packet, [os.dup(fd) for fd in fds]))
+        if self._unsent or not self._sent(packet, fds):
+            self._unsent.append((packet, [os.dup(fd) for fd in fds]))
         if memory >= 0:
             os.close(memory)
-        self.flush()
+
+    def _sent(self, packet: bytes, fds: Sequence[int]) -> bool:
+        """Send unless it would block. What a broken connection does not take is lost: `receive` will tell."""
+        try:
+            self._sock.sendmsg([packet], ancillary(fds))
+        except BlockingIOError:
+            return False
+        except OSError:
+            self._drop()
+        return True
 
     def flush(self) -> None:
-        """Send what the other side takes now. A broken connection drops it all: `receive` will tell."""
-        while self._unsent:
-            packet, fds = self._unsent[0]
-            try:
-                self._sock.sendmsg([packet], ancillary(fds))
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError:
-                self._drop()
-                return
-            self._unsent.popleft()
-            for fd in fds:
-                os.close(fd)
+        """Send what the other side takes now."""
+        while self._unsent and self._sent(*self._unsent[0]):
+            if self._unsent:
+                for fd in self._unsent.popleft()[1]:
+                    os.close(fd)
 
     def _drop(self) -> None:
         for _, fds in self._unsent:
@@ -99,12 +105,12 @@ class StreamChannel:
     def clear(self) -> bool:
         return not self._unsent
 
-    def receive(self, handle: Handler) -> None:
-        """Handle what arrived. EOFError at the end; OSError for a malformed message, after handling the others."""
+    def receive(self, handle: Handler) -> bool:
+        """Handle what arrived; False for nothing. EOFError at the end; OSError for a malformed message among others."""
         try:
             data = os.read(self._fd, MAX_PACKET)
-        except (BlockingIOError, InterruptedError):
-            return
+        except BlockingIOError:
+            return False
         except OSError as error:
             raise EOFError from error
         if not data:
@@ -123,6 +129,7 @@ class StreamChannel:
             handle(message, ())
         if malformed:
             raise malformed
+        return True
 
     def send(self, message: Message, fds: Sequence[int] = ()) -> None:
         if fds:
@@ -134,7 +141,7 @@ class StreamChannel:
         while self._unsent:
             try:
                 sent = os.write(self._fd, self._unsent)
-            except (BlockingIOError, InterruptedError):
+            except BlockingIOError:
                 return
             except OSError:
                 self._unsent.clear()

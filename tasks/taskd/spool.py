@@ -12,8 +12,8 @@ BLOCK = 4096
 class Spool:
     """What comes out of `source` (non-blocking; a pipe, or a terminal's master side), appended to `file`.
 
-    Without a source (-1) nothing ever comes. Offsets of the file are offsets of the stream: `end` is how much came, `start` the oldest byte kept. Owns `file`,
-    and `source` too unless it is a terminal.
+    Offsets of the file are offsets of the stream: `end` is how much came, `start` the oldest byte kept. Without a
+    source (-1) nothing ever comes. Owns `file`, and `source` too unless it is a terminal.
     """
 
     def __init__(self, numbers: list[int], source: int, file: int, limit: int, *, terminal: bool = False) -> None:

@@ -292,12 +292,16 @@ class Cgroups:
     def __bool__(self) -> bool:
         return bool(self._places)
 
-    def group(self, task: str) -> Group:
-        """Return a task's group, made if need be."""
-        directories = [(place / task, hierarchy) for place, hierarchy in self._places]
-        for directory, _ in directories:
-            directory.mkdir(exist_ok=True)
-        return Group(task, directories)
+    def make(self, task: str) -> Group:
+        """Make a task's group."""
+        for place, _ in self._places:
+            (place / task).mkdir(exist_ok=True)
+        return Group(task, [(place / task, hierarchy) for place, hierarchy in self._places])
+
+    def find(self, task: str) -> Group | None:
+        """Return the group that a task has, as far as it is still there."""
+        there = [(place / task, hierarchy) for place, hierarchy in self._places if (place / task).is_dir()]
+        return Group(task, there) if there else None
 
     def remove(self, group: Group) -> None:
         """Remove a group whose processes have ended, now or, if one lingers, with a later one."""
@@ -306,7 +310,7 @@ class Cgroups:
     def kill_all(self, *, but: Container[str] = ()) -> None:
         """Kill what is left in any group `but` those and remove them. Blocks until it is done."""
         names = {path.name for place, _ in self._places for path in place.iterdir() if path.is_dir()}
-        groups = [self.group(name) for name in names if name not in but]
+        groups = [group for name in names if name not in but and (group := self.find(name))]
         deadline = time.monotonic() + SWEEP_DEADLINE
         while groups and time.monotonic() < deadline:
             for group in groups:

@@ -1,20 +1,20 @@
 """The server's end of the conversation with its supervisor."""
 
-import math
 import os
 import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from errno import ECONNREFUSED, ECONNRESET, EIO, ENOENT
+from errno import ECONNRESET, EIO
 from pathlib import Path
 
 import structlog
 import trio
 
 import tasks.taskd
-from tasks.taskd.protocol import FDS_SPACE, MAX_PACKET, SOCKET, VERSION, Message, ancillary, pack, received_fds, unpack
+from tasks.taskd.channel import PacketChannel
+from tasks.taskd.protocol import SOCKET, VERSION, Message, integer
 
 PROGRAM = Path(tasks.taskd.__file__).with_name("__main__.py")
 
@@ -27,9 +27,8 @@ def ensure(state: Path) -> bool:
     """
     try:
         _connect(state).close()
-    except OSError as error:
-        if error.errno not in (ENOENT, ECONNREFUSED):
-            raise
+    except (FileNotFoundError, ConnectionRefusedError):
+        pass
     else:
         return False
     command = [sys.executable, "-I", "-S", str(PROGRAM), str(state)]
@@ -41,11 +40,11 @@ def ensure(state: Path) -> bool:
 
 
 def _connect(state: Path) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     directory = os.open(state, os.O_PATH | os.O_DIRECTORY)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         sock.connect(f"/proc/self/fd/{directory}/{SOCKET}")  # the path itself may be longer than the kernel takes
-    except OSError:
+    except BaseException:
         sock.close()
         raise
     finally:
@@ -54,8 +53,6 @@ def _connect(state: Path) -> socket.socket:
 
 
 log: Callable[..., object] = structlog.get_logger("taskd").warning
-
-_Posted = tuple[str, list[int], dict[str, object]]
 
 
 class _Reply:
@@ -70,111 +67,92 @@ class _Reply:
 
 
 class Client:
-    """A connection to a supervisor. Any number of requests may be in flight."""
+    """A connection to a supervisor. Any number of requests may be in flight; they are carried out in order."""
 
     def __init__(self, sock: socket.socket, on_event: Callable[[Message], None]) -> None:
-        self._sock = trio.socket.from_stdlib_socket(sock)
+        self._channel = PacketChannel(sock)
         self._on_event = on_event
-        self._sending = trio.Lock()
         self._waiting: dict[int, _Reply] = {}
         self._count = 0
+        self._full = trio.Event()
         self._lost = ""
-        self._posting, self._posted = trio.open_memory_channel[_Posted](math.inf)
         self.pid = 0
         """The supervisor's pid."""
         self.held: frozenset[str] = frozenset()
         """The keys under which it held descriptors when the connection was made."""
 
+    def post(self, op: str, fds: Sequence[int] = (), /, **fields: object) -> None:
+        """Send a request whose reply does not matter. Does not wait; nothing happens once the supervisor is lost."""
+        if not self._lost:
+            self._send(op, fds, fields)
+
     async def request(self, op: str, fds: Sequence[int] = (), /, **fields: object) -> tuple[Message, list[int]]:
         """Send a request and return its reply and the descriptors that came with it, now the caller's.
 
-        Raises the supervisor's OSError, or ECONNRESET when it is gone. The caller's `fds` must stay open until this
-        returns. A cancelled request may still take effect.
+        Raises the supervisor's OSError, or ECONNRESET when it is gone. A cancelled request still takes effect.
         """
-        self._check()
-        self._count += 1
-        number = self._count
-        packet, fds, memory = pack({"id": number, "op": op, **fields}, fds)
+        if self._lost:
+            raise OSError(ECONNRESET, self._lost)
+        number = self._send(op, fds, fields)
         reply = self._waiting[number] = _Reply()
         try:
-            try:
-                async with self._sending:
-                    await self._sock.sendmsg([packet], ancillary(fds))
-            except (BrokenPipeError, ConnectionError):
-                pass  # the reader sees it too and answers everybody
-            finally:
-                if memory >= 0:
-                    os.close(memory)
             await reply.arrived.wait()
         finally:
-            self._waiting.pop(number, None)
-        self._check(reply)
-        if "errno" in reply.message:
-            raise OSError(reply.message["errno"], reply.message.get("error"))
-        result = reply.message["ok"]
+            del self._waiting[number]
+        message = reply.message
+        if not message:
+            raise OSError(ECONNRESET, self._lost)
+        if "errno" in message:
+            raise OSError(message["errno"], message.get("error"))
+        result = message["ok"]
         assert isinstance(result, dict)
         return result, reply.fds
 
     async def call(self, op: str, fds: Sequence[int] = (), /, **fields: object) -> Message:
         """Send a request whose reply brings no descriptors."""
         result, received = await self.request(op, fds, **fields)
-        _close(received)
+        for fd in received:
+            os.close(fd)
         return result
 
-    def post(self, op: str, fds: Sequence[int] = (), /, **fields: object) -> None:
-        """Send a request whose reply does not matter, some time soon, after those posted before. Does not wait.
+    def _send(self, op: str, fds: Sequence[int], fields: Message) -> int:
+        self._count += 1
+        self._channel.send({"id": self._count, "op": op, **fields}, fds)
+        if not self._channel.clear:
+            self._full.set()
+        return self._count
 
-        Duplicates `fds`. Nothing happens once the supervisor is lost.
-        """
-        self._posting.send_nowait((op, [os.dup(fd) for fd in fds], fields))
-
-    async def _post(self) -> None:
-        async for op, fds, fields in self._posted:
-            try:
-                await self.call(op, fds, **fields)
-            except OSError as error:
-                if error.errno != ECONNRESET:
-                    log("supervisor refused", op=op, error=str(error), **fields)
-            finally:
-                _close(fds)
-
-    def _check(self, reply: _Reply | None = None) -> None:
-        if self._lost and not (reply and reply.message):
-            raise OSError(ECONNRESET, self._lost)
-
-    async def _read(self) -> str:
-        """Take replies and events until the connection ends; returns why it did."""
+    async def _write(self) -> None:
         while True:
-            try:
-                packet, extra, _, _ = await self._sock.recvmsg(MAX_PACKET, FDS_SPACE, socket.MSG_CMSG_CLOEXEC)
-            except ConnectionError:
-                return "supervisor lost"
-            if not packet:
-                return "supervisor lost"
-            message, fds = unpack(packet, received_fds(extra))
-            if message.get("event") == "replaced":
-                return "another server has taken over"
-            if "event" in message:
-                self._on_event(message)
-                continue
-            reply = self._waiting.get(message["id"]) if isinstance(message["id"], int) else None
-            if reply is None:
-                _close(fds)  # nobody waits for it any more
-                continue
-            reply.message, reply.fds = message, list(fds)
-            reply.arrived.set()
+            await self._full.wait()
+            self._full = trio.Event()
+            while not self._channel.clear:
+                await trio.lowlevel.wait_writable(self._channel.fileno())
+                self._channel.flush()
 
-    async def _serve(self, on_lost: Callable[[str], None]) -> None:
-        lost = await self._read()
-        self._lost = lost
+    async def _read(self, on_lost: Callable[[str], None]) -> None:
+        """Take replies and events until the connection ends, then end everybody's wait."""
+        try:
+            while not self._lost:
+                await trio.lowlevel.wait_readable(self._channel.fileno())
+                while not self._lost and self._channel.receive(self._take):
+                    pass
+        except EOFError:
+            self._lost = "supervisor lost"
         for reply in self._waiting.values():
             reply.arrived.set()
-        on_lost(lost)
+        on_lost(self._lost)
 
-
-def _close(fds: Sequence[int]) -> None:
-    for fd in fds:
-        os.close(fd)
+    def _take(self, message: Message, fds: Sequence[int]) -> None:
+        if message.get("event") == "replaced":
+            self._lost = "another server has taken over"
+        elif "event" in message:
+            self._on_event(message)
+        elif reply := self._waiting.get(integer(message, "id", 0, self._count)):
+            reply.message, reply.fds = message, [os.dup(fd) for fd in fds]
+            reply.arrived.set()
+        elif "errno" in message:
+            log("supervisor refused", request=message["id"], error=message.get("error"))
 
 
 @asynccontextmanager
@@ -189,8 +167,8 @@ async def connect(
     client = Client(_connect(state), on_event)
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(client._serve, on_lost)
-            nursery.start_soon(client._post)
+            nursery.start_soon(client._read, on_lost)
+            nursery.start_soon(client._write)
             hello = await client.call("hello", version=VERSION)
             assert isinstance(hello["pid"], int) and isinstance(hello["held"], list)
             client.pid = hello["pid"]
@@ -198,4 +176,4 @@ async def connect(
             yield client
             nursery.cancel_scope.cancel()
     finally:
-        client._sock.close()
+        client._channel.close()

@@ -76,7 +76,7 @@ class LinuxDriver:
             if limits != Limits(nice=limits.nice):
                 raise OSError(ENOTSUP, "no cgroups here to set limits with")
             return None
-        group = self._cgroups.group(task)
+        group = self._cgroups.make(task)
         try:
             if limits != Limits(nice=limits.nice):
                 group.limit(limits)
@@ -192,8 +192,8 @@ class LinuxDriver:
             if not isinstance(record, dict):
                 continue
             self._known.add(task)
-            if self._cgroups:
-                self._groups[task] = self._cgroups.group(task)
+            if group := self._cgroups.find(task):
+                self._groups[task] = group
             for number, (end, start, eof) in record["spools"].items():
                 self._listener.output(task, int(number), end, start, bool(eof))
             end_record = self._unclaimed.pop(task, record["exit"])
