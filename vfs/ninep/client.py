@@ -235,10 +235,10 @@ class Client:
             self._next_tag += 1
         else:
             raise OSError(EAGAIN, "too many requests under way")
-        frame = pieces(number, tag, values)
+        frame, size = pieces(number, tag, values)
         call = self._calls[tag] = _Call(number, tag, values[0] if number in _LAST_OF_FID else None)
         self._unsent += frame
-        self._unsent_bytes += sum(map(len, frame))
+        self._unsent_bytes += size
         self._filled.notify()
         return call
 

@@ -84,9 +84,10 @@ def _read_data(buffer: Buffer, at: int, end: int, values: list[Any]) -> int:
 
 def _read_strings(buffer: Buffer, at: int, end: int, values: list[Any]) -> int:
     at, least = _span(buffer, at, end, _COUNT2, _COUNT2.size)  # every string has a length at least
-    names: list[Any] = []
+    names: list[str] = []
     for _ in range((least - at) // _COUNT2.size):
-        at = _read_string(buffer, at, end, names)
+        start, at = _span(buffer, at, end, _COUNT2)
+        names.append(str(buffer[start:at], "utf-8", "surrogateescape"))
     values.append(tuple(names))
     return at
 
@@ -167,22 +168,24 @@ LAYOUTS: Final = {number: _layout(message) for number, message in MESSAGES.items
 
 def encode(name: str, tag: int, *values: Any) -> bytes:
     """Return the frame of the message called `name` (struct.error or ValueError where a value does not fit)."""
-    return b"".join(pieces(NUMBER[name], tag, values))
+    return b"".join(pieces(NUMBER[name], tag, values)[0])
 
 
-def pieces(number: int, tag: int, values: Values) -> list[bytes]:
-    """Return the frame of message `number` in pieces, the payload of an Rread or Twrite uncopied."""
+def pieces(number: int, tag: int, values: Values) -> tuple[list[bytes], int]:
+    """Return the frame of message `number` in pieces, the payload of an Rread or Twrite uncopied, and its size."""
     layout = LAYOUTS[number]
     if len(values) != len(layout.message.fields):
         raise ValueError(f"{layout.message.name} has {len(layout.message.fields)} fields")
     if layout.whole is not None:
-        return [layout.whole.pack(layout.whole.size, number, tag, *values)]
-    out: list[bytes] = [b""]
+        size = layout.whole.size
+        return [layout.whole.pack(size, number, tag, *values)], size
+    out: list[bytes] = []
     index = 0
     for write in layout.writers:
         index = write(out, values, index)
-    out[0] = HEADER.pack(HEADER_SIZE + sum(map(len, out)), number, tag)
-    return out
+    size = HEADER_SIZE + sum(map(len, out))
+    out[0] = HEADER.pack(size, number, tag) + out[0]
+    return out, size
 
 
 def decode_body(number: int, buffer: Buffer, start: int, end: int) -> Values:

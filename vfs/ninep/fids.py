@@ -1,13 +1,13 @@
 """What a client's fids stand for: a step of the tree, perhaps open, and the requests that wait on it."""
 
-import stat as statmod
 from collections.abc import Iterator
 from errno import EINVAL, EISDIR, ENOSPC
 from typing import Final, Protocol
 
 from vfs.locks import LockTable, Owner
-from vfs.ninep.listing import Listing
-from vfs.node import Caller, DirEntry, Handle, Node
+from vfs.ninep.listing import Listing, Listings
+from vfs.ninep.messages import MAX_MSIZE
+from vfs.node import Caller, Handle, Node
 from vfs.waiting import Signal
 
 XATTR_REPLACE: Final = 2
@@ -102,22 +102,24 @@ class Fid:
 class Directory(Handle):
     """An open directory: the listing taken when it was read from the start."""
 
-    __slots__ = ("_fid", "_listing")
+    __slots__ = ("_fid", "_listing", "_listings")
 
-    def __init__(self, fid: Fid) -> None:
+    def __init__(self, fid: Fid, listings: Listings) -> None:
         self._fid = fid
+        self._listings = listings
         self._listing: Listing | None = None
 
     async def part(self, offset: int, count: int) -> memoryview:
-        """Return the encoded entries after `offset` (0 takes a new snapshot). EINVAL if not even one fits."""
+        """Return the encoded entries after `offset` (0 takes a new listing). EINVAL if not even one fits."""
         listing = self._listing
         if offset == 0 or listing is None:
             step = self._fid.step
-            names = await step.node.readdir(self._fid.who)
-            parent = step.parent or step
-            dots = (DirEntry(".", step.node.id, statmod.S_IFDIR), DirEntry("..", parent.node.id, statmod.S_IFDIR))
-            self._listing = listing = Listing((*dots, *names))
-        return listing.part(offset, count)
+            listing = await self._listings.take(step.node, (step.parent or step).node, self._fid.who)
+            self._listing = listing
+        part = listing.part(offset, count)
+        if not part and listing.part(offset, MAX_MSIZE):
+            raise OSError(EINVAL, "too small for the next entry")
+        return part
 
     async def read(self, size: int, offset: int, nonblock: bool = False) -> bytes | memoryview:
         raise OSError(EISDIR, "is a directory")

@@ -1,15 +1,26 @@
-"""A directory's names as Treaddir sends them: encoded once per listing, then cut at entry boundaries."""
+"""A directory's names as Treaddir sends them: encoded once, cut at entry boundaries, kept while nothing changes.
 
-import os
+Listing 1,000 names costs far more in Python than sending them. So the encoded names of directories that kernels may
+cache (`Node.cache_seconds`) are kept for that long, as long as the directory's times show no change.
+"""
+
+import stat as statmod
+import time
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Iterable
 from itertools import accumulate
+from typing import Final
 
 from vfs.ninep.codec import DIRENT
 from vfs.ninep.messages import QTDIR, QTFILE, QTSYMLINK
-from vfs.node import DirEntry
+from vfs.node import Caller, DirEntry, Node
 
-_QID_TYPE = {0o040000: QTDIR, 0o120000: QTSYMLINK}
+MAX_KEPT: Final = 16 << 20
+"""Bytes of encoded listings kept by one `Listings`."""
+_SETTLED_NS: Final = 3 * 10**9
+"""How old the last change must be for the next one to give another time, on filesystems with the coarsest clocks."""
+_QID_TYPE: Final = {statmod.S_IFDIR: QTDIR, statmod.S_IFLNK: QTSYMLINK}
 
 
 class Listing:
@@ -17,14 +28,19 @@ class Listing:
 
     __slots__ = ("_data", "_ends")
 
-    def __init__(self, entries: Sequence[DirEntry]) -> None:
+    def __init__(self, entries: Iterable[DirEntry]) -> None:
         pack, qid_type = DIRENT.pack, _QID_TYPE.get
         encoded: list[bytes] = []
+        append = encoded.append
         for offset, (name, ino, kind) in enumerate(entries, 1):
-            raw = os.fsencode(name)
-            encoded.append(pack(qid_type(kind, QTFILE), 0, ino, offset, kind >> 12, len(raw)) + raw)
+            raw = name.encode("utf-8", "surrogateescape")
+            append(pack(qid_type(kind, QTFILE), 0, ino, offset, kind >> 12, len(raw)) + raw)
         self._data = memoryview(b"".join(encoded))
         self._ends = list(accumulate(map(len, encoded), initial=0))
+
+    def __len__(self) -> int:
+        """Return the size of the encoded names in bytes."""
+        return len(self._data)
 
     def part(self, offset: int, count: int) -> memoryview:
         """Return the entries after the one at `offset`, as many as fit into `count` bytes; empty after the last."""
@@ -32,3 +48,42 @@ class Listing:
         start = self._ends[offset]
         stop = self._ends[bisect_right(self._ends, start + count) - 1]
         return self._data[start:stop]
+
+
+class Listings:
+    """Makes the listings of all connections of a server, and keeps those that are asked for again."""
+
+    __slots__ = ("_bytes", "_kept")
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[int, int], tuple[tuple[int, int], float, Listing]] = OrderedDict()
+        self._bytes = 0
+
+    async def take(self, node: Node, parent: Node, who: Caller) -> Listing:
+        """Return what the directory holds now, "." and ".." first."""
+        key = node.id, parent.id
+        stamp = None
+        if node.cache_seconds:
+            st = await node.stat()
+            stamp = st.st_mtime_ns, st.st_ctime_ns
+            if key in self._kept:
+                kept_stamp, made, listing = self._kept[key]
+                if kept_stamp == stamp and time.monotonic() - made < node.cache_seconds:
+                    self._kept.move_to_end(key)
+                    return listing
+            if not st.st_size or time.time_ns() - max(stamp) < _SETTLED_NS:  # /proc and its like have no size
+                stamp = None
+        dots = DirEntry(".", node.id, statmod.S_IFDIR), DirEntry("..", parent.id, statmod.S_IFDIR)
+        listing = Listing((*dots, *await node.readdir(who)))
+        if stamp is not None:
+            self._keep(key, stamp, listing)
+        return listing
+
+    def _keep(self, key: tuple[int, int], stamp: tuple[int, int], listing: Listing) -> None:
+        if key in self._kept:
+            self._bytes -= len(self._kept.pop(key)[2])
+        self._kept[key] = stamp, time.monotonic(), listing
+        self._bytes += len(listing)
+        while self._bytes > MAX_KEPT:
+            _, (_, _, oldest) = self._kept.popitem(last=False)
+            self._bytes -= len(oldest)

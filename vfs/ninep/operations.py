@@ -32,6 +32,7 @@ from vfs.access import EXECUTE, READ, WRITE, check, check_setstat, check_sticky,
 from vfs.locks import READ_LOCK, UNLOCK, WRITE_LOCK, Lock, LockTable, Owner, span
 from vfs.ninep.codec import qid
 from vfs.ninep.fids import AttributeReader, AttributeWriter, Directory, Fid, Step
+from vfs.ninep.listing import Listings
 from vfs.ninep.messages import (
     DOTL_AT_REMOVEDIR,
     DOTL_DIRECTORY,
@@ -84,11 +85,12 @@ class Operations:
     `payload` is the most bytes that one reply carries; it is set, and every fid released, by `reset`.
     """
 
-    def __init__(self, attach: Attach, locks: LockTable, peer: PeerCred | None) -> None:
+    def __init__(self, attach: Attach, locks: LockTable, listings: Listings, peer: PeerCred | None) -> None:
         self.fids: dict[int, Fid] = {}
         self.payload = 0
         self._attach = attach
         self._locks = locks
+        self._listings = listings
         self._peer = peer
 
     def reset(self, msize: int) -> None:
@@ -222,7 +224,7 @@ class Operations:
         if statmod.S_ISLNK(st.st_mode):
             raise OSError(ELOOP, "is a symbolic link")
         check(st, fid.who, wanted(flags))
-        return Directory(fid) if directory else await node.open(flags & DOTL_OPEN, fid.who)
+        return Directory(fid, self._listings) if directory else await node.open(flags & DOTL_OPEN, fid.who)
 
     def _install(self, fid: Fid, number: int, handle: Handle, flags: int) -> None:
         """Make `fid` open, unless it was clunked or opened while the file was being opened."""
@@ -240,9 +242,9 @@ class Operations:
         check_name(name)
         if flags & _ACCESS == _ACCESS:
             raise OSError(EINVAL, "no access mode")
-        mode = await self._check_change(fid, mode & 0o7777)
+        await self._check_change(fid)
         try:
-            node, handle = await directory.create(name, flags & DOTL_OPEN, mode, _with_gid(fid.who, gid))
+            node, handle = await directory.create(name, flags & DOTL_OPEN, mode & 0o7777, _with_gid(fid.who, gid))
             kind = statmod.S_IFREG
         except FileExistsError:
             if flags & DOTL_EXCL:
@@ -292,7 +294,9 @@ class Operations:
     async def getattr(self, number: int, request_mask: int) -> tuple[int | bytes, ...]:
         fid = self._fid(number)
         st = await fid.node.stat()
-        atime, mtime, ctime = st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns
+        atime, atime_nsec = divmod(st.st_atime_ns, _SECOND)
+        mtime, mtime_nsec = divmod(st.st_mtime_ns, _SECOND)
+        ctime, ctime_nsec = divmod(st.st_ctime_ns, _SECOND)
         return (
             GETATTR_BASIC,
             fid.step.qid,
@@ -304,12 +308,12 @@ class Operations:
             st.st_size,
             st.st_blksize,
             st.st_blocks,
-            atime // _SECOND & _U64,
-            atime % _SECOND,
-            mtime // _SECOND & _U64,
-            mtime % _SECOND,
-            ctime // _SECOND & _U64,
-            ctime % _SECOND,
+            atime & _U64,
+            atime_nsec,
+            mtime & _U64,
+            mtime_nsec,
+            ctime & _U64,
+            ctime_nsec,
             0,
             0,
             0,
@@ -343,26 +347,21 @@ class Operations:
             mtime_ns=_when(valid & SETATTR_MTIME_SET, mtime_sec, mtime_nsec) if valid & SETATTR_MTIME else None,
         )
         if fid.who.uid:
-            change = await self._permitted_change(fid, change, bool(valid & (SETATTR_ATIME_SET | SETATTR_MTIME_SET)))
+            await self._check_setattr(fid, change, bool(valid & (SETATTR_ATIME_SET | SETATTR_MTIME_SET)))
         if change != SetStat():
             await fid.node.setstat(change, fid.who)
         return ()
 
-    async def _permitted_change(self, fid: Fid, change: SetStat, explicit_times: bool) -> SetStat:
-        """Return what the caller may change of what it asks for. EPERM, EACCES."""
-        st, who = await fid.node.stat(), fid.who
-        asked = change
-        if not explicit_times and permitted(st, who, WRITE):
-            asked = replace(asked, atime_ns=None, mtime_ns=None)
+    async def _check_setattr(self, fid: Fid, change: SetStat, explicit_times: bool) -> None:
+        st = await fid.node.stat()
+        if not explicit_times and permitted(st, fid.who, WRITE):
+            change = replace(change, atime_ns=None, mtime_ns=None)
         if fid.writable:
-            asked = replace(asked, size=None)  # ftruncate(2) goes by the open file, not by the mode
-        check_setstat(st, who, asked)
-        if change.mode is not None and st.st_gid != who.gid and st.st_gid not in who.groups:
-            change = replace(change, mode=change.mode & ~statmod.S_ISGID)  # chmod(2)
-        return change
+            change = replace(change, size=None)  # ftruncate(2) goes by the open file, not by the mode
+        check_setstat(st, fid.who, change)
 
     async def statfs(self, number: int) -> tuple[int, ...]:
-        return await self._fid(number).node.statfs()
+        return tuple(await self._fid(number).node.statfs())
 
     async def readlink(self, number: int) -> tuple[str]:
         return (await self._fid(number).node.readlink(),)
@@ -404,14 +403,10 @@ class Operations:
 
     # Names
 
-    async def _check_change(self, fid: Fid, mode: int = 0) -> int:
-        """Check that the caller may change the directory's names; return the mode it may give a new file in it."""
+    async def _check_change(self, fid: Fid) -> None:
+        """Check that the caller may change the directory's names."""
         if fid.who.uid:
-            st = await fid.node.stat()
-            check(st, fid.who, WRITE | EXECUTE)
-            if st.st_mode & statmod.S_ISGID and st.st_gid != fid.who.gid and st.st_gid not in fid.who.groups:
-                mode &= ~statmod.S_ISGID
-        return mode
+            check(await fid.node.stat(), fid.who, WRITE | EXECUTE)
 
     async def mkdir(self, number: int, name: str, mode: int, gid: int) -> Qids:
         fid = self._fid(number)
@@ -434,7 +429,7 @@ class Operations:
         check_name(name)
         if fid.who.uid and statmod.S_IFMT(mode) in (statmod.S_IFCHR, statmod.S_IFBLK):
             raise OSError(EPERM, "only root makes devices")
-        mode = await self._check_change(fid, mode)
+        await self._check_change(fid)
         if major > 0xFFF or minor > 0xFFFFF:
             raise OSError(EINVAL, "no such device number")
         node = await fid.node.mknod(name, mode, os.makedev(major, minor), _with_gid(fid.who, gid))

@@ -17,6 +17,7 @@ import trio
 
 from vfs.locks import LockTable
 from vfs.ninep.codec import HEADER, ProtocolError
+from vfs.ninep.listing import Listings
 from vfs.ninep.messages import HEADER_SIZE, MAX_MSIZE
 from vfs.ninep.operations import Attach
 from vfs.ninep.peer import peer_of
@@ -24,10 +25,10 @@ from vfs.ninep.session import OUT_LIMIT, Request, Session
 from vfs.waiting import Signal
 
 MAX_CONNECTIONS: Final = 4096
-_SMALL_BUFFER: Final = 8 << 10
-_OWN_BUFFER: Final = 128 << 10
-"""Frames up to this size are received into a buffer of the connection's own, larger ones into a borrowed one."""
-_SPARE_BUFFERS: Final = 4
+_BUFFER: Final = 128 << 10
+_SPARE_BUFFERS: Final = 16
+_WORTH_SENDMSG: Final = 2 << 10
+"""Mean size of the pieces of the output from which they are sent uncopied."""
 _IOV: Final = 512
 _TURNS: Final = 16
 """Turns of one step, and of the epoll, before the others get theirs."""
@@ -39,9 +40,24 @@ log = structlog.get_logger("vfs.ninep")
 
 
 class Connection:
-    """One client: its socket, its receive buffer, its session."""
+    """One client: its socket, its session, and what has come of a frame that is not complete.
 
-    __slots__ = ("_buffer", "_end", "_interest", "_own", "_server", "_socket", "_start", "_stopped", "_view", "session")
+    Frames are received into a buffer that all connections share, for nothing stays in it between two steps: only
+    what is left over moves to a buffer of the connection's own, until that is used up.
+    """
+
+    __slots__ = (
+        "_buffer",
+        "_end",
+        "_interest",
+        "_limit",
+        "_server",
+        "_socket",
+        "_start",
+        "_stopped",
+        "_view",
+        "session",
+    )
 
     def __init__(self, server: "Server", connected: socket.socket, attach: Attach) -> None:
         connected.setblocking(False)
@@ -50,12 +66,14 @@ class Connection:
             connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._server = server
         self._socket = connected
-        self._own = self._buffer = bytearray(_SMALL_BUFFER)
-        self._view = memoryview(self._buffer)
+        self._buffer, self._view = server.buffer, server.view
         self._start = self._end = 0
+        self._limit = _BUFFER
         self._stopped = False
         self._interest = select.EPOLLIN
-        self.session = Session(attach, spawn=self._spawn, locks=server.locks, peer=peer_of(connected))
+        self.session = Session(
+            attach, spawn=self._spawn, locks=server.locks, listings=server.listings, peer=peer_of(connected)
+        )
 
     def step(self) -> None:
         """Receive, answer and send what the socket allows now."""
@@ -63,78 +81,72 @@ class Connection:
         try:
             if session.out_size and not self._send():
                 return
-            if not self._stopped and not self._receive():
-                return
+            if not self._stopped:
+                count = self._socket.recv_into(self._view[self._end : self._limit])
+                if not count:
+                    raise ConnectionResetError
+                self._end += count
             for _ in range(_TURNS):
                 self._start = session.process(self._buffer, self._start, self._end)
                 self._stopped = session.out_size >= OUT_LIMIT
-                if not (self._send() and self._stopped):
+                if not (session.out_size and self._send() and self._stopped):
                     break
-            self._await(select.EPOLLOUT if session.out_size or self._stopped else select.EPOLLIN)
+            self._keep_rest()
+            interest = select.EPOLLOUT if session.out_size or self._stopped else select.EPOLLIN
+            if interest != self._interest:
+                self._await(interest)
+        except (BlockingIOError, InterruptedError):
+            pass
         except ProtocolError as error:
             log.warning("connection dropped", reason=str(error))
             self.close()
         except OSError:
             self.close()
 
-    def _receive(self) -> bool:
-        """Receive into the buffer; False if nothing came or the client is gone (then this is closed)."""
-        self._make_room()
-        try:
-            count = self._socket.recv_into(self._view[self._end :])
-        except (BlockingIOError, InterruptedError):
-            return False
-        if not count:
-            self.close()
-            return False
-        self._end += count
-        return True
-
-    def _make_room(self) -> None:
-        """Have room for the rest of the frame that has begun, or for any small ones."""
+    def _keep_rest(self) -> None:
+        """Leave the shared buffer, and have room for the rest of a frame that has begun."""
+        shared = self._server.buffer
         held = self._end - self._start
-        need = HEADER_SIZE
-        if held >= HEADER_SIZE:  # then the session has checked its size
-            need = HEADER.unpack_from(self._buffer, self._start)[0]
-        if self._buffer is not self._own and not held:
-            self._server.give_back(self._buffer)
-            self._use(self._own)
-        elif need > len(self._buffer):
-            if need > _OWN_BUFFER:
-                self._use(self._server.borrow())
-            else:
-                self._own = bytearray(need)
-                self._use(self._own)
-        elif self._start and (not held or self._start + need > len(self._buffer)):
-            self._use(self._buffer)
-
-    def _use(self, buffer: bytearray) -> None:
-        """Go on with `buffer`, what is held moved to its beginning."""
-        held = self._end - self._start
-        view = memoryview(buffer)
-        view[:held] = bytes(self._view[self._start : self._end])
-        self._buffer, self._view = buffer, view
+        if not held:
+            if self._buffer is not shared:
+                self._server.give_back(self._buffer)
+                self._buffer, self._view = shared, self._server.view
+            self._start = self._end = 0
+            self._limit = _BUFFER
+            return
+        rest = self._view[self._start : self._end]
+        if self._buffer is shared:
+            self._buffer = self._server.borrow()
+            self._view = memoryview(self._buffer)
+            self._view[:held] = rest
+        elif self._start:
+            self._view[:held] = bytes(rest)
         self._start, self._end = 0, held
+        if held < HEADER_SIZE:
+            self._limit = _BUFFER
+        else:  # one frame that has begun, whose size the session has checked; or whole ones, which are handled first
+            self._limit = max(held, HEADER.unpack_from(self._buffer)[0])
 
     def _send(self) -> bool:
         """Send what the socket takes; return whether nothing is left."""
         session = self.session
-        while session.out_size:
-            out = session.out
-            try:
-                if session.out_size < OUT_LIMIT:
-                    count = self._socket.send(b"".join(out) if len(out) > 1 else out[0])
+        out = session.out
+        try:
+            while session.out_size:
+                if len(out) == 1:
+                    count = self._socket.send(out[0])
+                elif session.out_size < len(out) * _WORTH_SENDMSG:
+                    count = self._socket.send(b"".join(out))
                 else:
                     count = self._socket.sendmsg(out[:_IOV])
-            except (BlockingIOError, InterruptedError):
-                return False
-            session.sent(count)
+                session.sent(count)
+        except (BlockingIOError, InterruptedError):
+            return False
         return True
 
     def _await(self, interest: int) -> None:
-        if interest != self._interest:
-            self._server.epoll.modify(self._socket, interest)
-            self._interest = interest
+        self._server.epoll.modify(self._socket, interest)
+        self._interest = interest
 
     def _spawn(self, request: Request) -> None:
         self._server.nursery.start_soon(self._finish, request)
@@ -154,9 +166,6 @@ class Connection:
         if self._socket.fileno() >= 0:
             self._server.forget(self._socket)
             self._socket.close()
-            if self._buffer is not self._own:
-                self._server.give_back(self._buffer)
-                self._buffer = self._own
             self.session.close()
 
 
@@ -168,6 +177,9 @@ class Server:
 
     def __init__(self, *, max_connections: int = MAX_CONNECTIONS, locks: LockTable | None = None) -> None:
         self.locks = locks or LockTable()
+        self.listings = Listings()
+        self.buffer = bytearray(_BUFFER)
+        self.view = memoryview(self.buffer)
         self.epoll = select.epoll()
         self.nursery: trio.Nursery
         self._connections: dict[int, Connection] = {}
@@ -231,7 +243,7 @@ class Server:
         return connection
 
     def borrow(self) -> bytearray:
-        """Return a buffer for a frame of any size."""
+        """Return a buffer for a frame of any size (the kernel gives it memory only as far as it is used)."""
         return self._spare.pop() if self._spare else bytearray(MAX_MSIZE)
 
     def give_back(self, buffer: bytearray) -> None:

@@ -17,15 +17,16 @@ Replies gather in `out`, which the driver sends in order and empties; while much
 import struct
 from collections.abc import Callable, Coroutine
 from errno import EAGAIN, EINTR, EMSGSIZE, EOPNOTSUPP, EPROTO
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import trio
 
 from vfs.errors import errno_of
 from vfs.inline import resume, start
 from vfs.locks import LockTable
-from vfs.ninep.codec import HEADER, ProtocolError, Values, decode_body, pieces
+from vfs.ninep.codec import HEADER, LAYOUTS, Buffer, ProtocolError, Values, decode_body, pieces
 from vfs.ninep.fids import Fid
+from vfs.ninep.listing import Listings
 from vfs.ninep.messages import (
     HEADER_SIZE,
     MAX_MSIZE,
@@ -53,6 +54,18 @@ _RVERSION: Final = NUMBER["Rversion"]
 _ERROR: Final = struct.Struct("<IBHI")
 
 Answer = Coroutine[Any, Any, Values]
+Frame = tuple[list[bytes], int]
+"""One reply: its pieces and its size."""
+
+
+class _Route(NamedTuple):
+    """How one request is handled; the sizes are those of whole frames, where every field is of fixed size."""
+
+    handler: Callable[..., Answer]
+    request_size: int
+    unpack: Callable[[Buffer, int], Values] | None
+    reply_size: int
+    pack: Callable[..., bytes] | None
 
 
 class Request:
@@ -85,7 +98,7 @@ class Request:
         """Finish it and answer. Never raises but Cancelled."""
         session = self._session
         tag, *_ = self._tags
-        frame: list[bytes] = []
+        frame: Frame = [], 0
         try:
             with self._scope:
                 frame = await session.answer(tag, self.number, self._coro)
@@ -106,7 +119,8 @@ class Request:
 class Session:
     """One connection's protocol state. `process` eats bytes, `out` holds the replies, `close` ends it.
 
-    `spawn` starts `request.run()` in a task; it is called from `process` only.
+    `spawn` starts `request.run()` in a task; it is called from `process` only. `locks` and `listings` are shared by
+    all connections of a server.
     """
 
     def __init__(
@@ -115,82 +129,106 @@ class Session:
         *,
         spawn: Callable[[Request], None],
         locks: LockTable | None = None,
+        listings: Listings | None = None,
         peer: PeerCred | None = None,
         max_msize: int = MAX_MSIZE,
     ) -> None:
-        self.operations = Operations(attach, locks or LockTable(), peer)
+        self.operations = Operations(attach, locks or LockTable(), listings or Listings(), peer)
         self.msize = self._max_msize = max_msize
         self.out: list[bytes | memoryview] = []
         self.out_size = 0
         self.waiting: dict[int, Request] = {}
         self._waiting_bytes = 0
         self._spawn = spawn
-        self._handlers = {
-            number: getattr(self.operations, message.name[1:])
+        self._routes = {
+            number: self._route(number, message.name[1:])
             for number, message in MESSAGES.items()
             if message.name[0] == "T" and number not in (_TVERSION, _TFLUSH)
         }
 
-    def process(self, buffer: bytearray, start_at: int, end: int) -> int:
-        """Handle the complete frames of `buffer[start_at:end]` and return where the first unhandled one starts.
+    def _route(self, number: int, name: str) -> "_Route":
+        request, reply = LAYOUTS[number].whole, LAYOUTS[number + 1].whole
+        return _Route(
+            getattr(self.operations, name),
+            request.size if request else 0,
+            struct.Struct("<" + request.format[4:]).unpack_from if request else None,
+            reply.size if reply else 0,
+            reply.pack if reply else None,
+        )
+
+    def process(self, buffer: bytearray, at: int, end: int) -> int:
+        """Handle the complete frames of `buffer[at:end]` and return where the first unhandled one starts.
 
         Frames are left where they complete but much is unsent. ProtocolError ends the connection.
         """
-        while end - start_at >= HEADER_SIZE and self.out_size < OUT_LIMIT:
-            size, number, tag = HEADER.unpack_from(buffer, start_at)
+        header, routes, waiting, out = HEADER.unpack_from, self._routes, self.waiting, self.out
+        while end - at >= HEADER_SIZE and self.out_size < OUT_LIMIT:
+            size, number, tag = header(buffer, at)
             if not HEADER_SIZE <= size <= self.msize:
                 raise ProtocolError(f"frame of {size} bytes")
-            stop = start_at + size
+            stop = at + size
             if stop > end:
                 break
-            if tag in self.waiting:
+            if tag in waiting:
                 raise ProtocolError(f"tag {tag} is in use")
-            self._handle(number, tag, buffer, start_at + HEADER_SIZE, stop)
-            start_at = stop
-        return start_at
+            try:
+                route = routes.get(number)
+                if route is None:
+                    self._control(number, tag, buffer, at + HEADER_SIZE, stop)
+                else:
+                    handler, request_size, unpack, reply_size, pack = route
+                    if size == request_size:
+                        values = unpack(buffer, at + HEADER_SIZE)  # type: ignore[misc]
+                    else:
+                        values = decode_body(number, buffer, at + HEADER_SIZE, stop)
+                    coro = handler(*values)
+                    result = start(coro)
+                    if result.__class__ is not tuple:  # PENDING
+                        self._wait(tag, number, coro, values, size)
+                    elif pack is not None:
+                        out.append(pack(reply_size, number + 1, tag, *result))
+                        self.out_size += reply_size
+                    else:
+                        self.put(self.encode(tag, number, result))
+            except ProtocolError:
+                self.put(self.error(tag, EPROTO))
+            except Exception as error:  # the request boundary
+                self.put(self.error(tag, errno_of(error, str(number))))
+            at = stop
+        return at
 
-    def _handle(self, number: int, tag: int, buffer: bytearray, body: int, stop: int) -> None:
-        handler = self._handlers.get(number)
-        try:
-            if handler is None and number not in (_TVERSION, _TFLUSH):
-                raise OSError(EOPNOTSUPP, "no such request")
-            values = decode_body(number, buffer, body, stop)
-            if handler is None:
-                (self._version if number == _TVERSION else self._flush)(tag, *values)
-                return
-            coro = handler(*values)
-            result = start(coro)
-            if isinstance(result, tuple):
-                self._put(self.encode(tag, number, result))
-            else:  # PENDING
-                self._wait(tag, number, coro, values, stop - body)
-        except ProtocolError:
-            self._put(self.error(tag, EPROTO))
-        except Exception as error:  # the request boundary
-            self._put(self.error(tag, errno_of(error, MESSAGES[number].name if number in MESSAGES else "")))
+    def _control(self, number: int, tag: int, buffer: bytearray, body: int, stop: int) -> None:
+        """Handle what concerns the connection itself, and what is no request."""
+        if number == _TVERSION:
+            self._version(tag, *decode_body(number, buffer, body, stop))
+        elif number == _TFLUSH:
+            self._flush(tag, *decode_body(number, buffer, body, stop))
+        else:
+            raise OSError(EOPNOTSUPP, "no such request")
 
     # Replies
 
-    def encode(self, tag: int, number: int, values: Values) -> list[bytes]:
-        """Return the reply to request `number` as pieces of one frame, or an Rlerror where msize cannot hold it."""
-        frame = pieces(number + 1, tag, values)
-        if len(frame) > 1 and sum(map(len, frame)) > self.msize:
+    def encode(self, tag: int, number: int, values: Values) -> Frame:
+        """Return the reply to request `number`, or an Rlerror where msize cannot hold it."""
+        frame, size = pieces(number + 1, tag, values)
+        if size > self.msize:
             return self.error(tag, EMSGSIZE)
-        return frame
+        return frame, size
 
-    def error(self, tag: int, errno: int) -> list[bytes]:
-        return [_ERROR.pack(_ERROR.size, _RLERROR, tag, errno)]
+    def error(self, tag: int, errno: int) -> Frame:
+        return [_ERROR.pack(_ERROR.size, _RLERROR, tag, errno)], _ERROR.size
 
-    async def answer(self, tag: int, number: int, coro: Answer) -> list[bytes]:
+    async def answer(self, tag: int, number: int, coro: Answer) -> Frame:
         """Finish a request that waited and return its reply."""
         try:
             return self.encode(tag, number, await resume(coro))
         except Exception as error:  # the request boundary
             return self.error(tag, errno_of(error, MESSAGES[number].name))
 
-    def _put(self, frame: list[bytes]) -> None:
-        self.out += frame
-        self.out_size += sum(map(len, frame))
+    def put(self, frame: Frame) -> None:
+        pieces, size = frame
+        self.out += pieces
+        self.out_size += size
 
     def sent(self, count: int) -> None:
         """Take the first `count` bytes off `out`."""
@@ -224,37 +262,38 @@ class Session:
     def _flush(self, tag: int, oldtag: int) -> None:
         request = self.waiting.get(oldtag)
         if request is None:
-            self._put(pieces(_RFLUSH, tag, ()))
+            self.put(pieces(_RFLUSH, tag, ()))
         else:
             self.waiting[tag] = request
             request.flush(tag)
 
-    def finished(self, request: Request, tags: list[int], frame: list[bytes]) -> None:
+    def finished(self, request: Request, tags: list[int], frame: Frame) -> None:
         """Free a request's tags and answer it (`frame`, nothing if it was flushed) and its Tflushes."""
         if request.muted:
             return
         self._waiting_bytes -= request.cost
-        self._put(frame)
+        self.put(frame)
         for index, tag in enumerate(tags):
             del self.waiting[tag]
             if index:
-                self._put(pieces(_RFLUSH, tag, ()))
+                self.put(pieces(_RFLUSH, tag, ()))
 
     def _version(self, tag: int, msize: int, version: str) -> None:
         self._end_all()
         known = version == VERSION or version.startswith(VERSION + ".")
         if not known or msize < MIN_MSIZE:
             self.operations.reset(READ_OVERHEAD)
-            self._put(pieces(_RVERSION, tag, (min(msize, self._max_msize), "unknown")))
+            self.put(pieces(_RVERSION, tag, (min(msize, self._max_msize), "unknown")))
             return
         self.msize = min(msize, self._max_msize)
         self.operations.reset(self.msize)
-        self._put(pieces(_RVERSION, tag, (self.msize, VERSION)))
+        self.put(pieces(_RVERSION, tag, (self.msize, VERSION)))
 
     def _end_all(self) -> None:
-        waiting, self.waiting = self.waiting, {}
+        ended = list(self.waiting.values())
+        self.waiting.clear()
         self._waiting_bytes = 0
-        for request in waiting.values():
+        for request in ended:
             request.muted = True
             request.abort()
 
