@@ -42,7 +42,7 @@ class Devices(Protocol):
         """Tell whether the holder may name the device by its own authority (`#host` is the administrator's)."""
         ...
 
-    def per_view(self, name: str) -> bool:
+    def per_view(self, origin: Origin) -> bool:
         """Tell whether each view has its own: such a bind is looked up anew, with the authority of who looks."""
         ...
 
@@ -387,7 +387,7 @@ class Namespace:
 
     def _lasting(self, source: Member, *, readonly: bool = False) -> Member:
         """Return `source` as a table keeps it: without a node where each view has its own."""
-        node = None if self.devices.per_view(source.origin.device) else source.node
+        node = None if self.devices.per_view(source.origin) else source.node
         return Member(source.origin, node, readonly=readonly or source.readonly, dir=source.dir)
 
     def _bound_at(self, old: str) -> tuple[str, Sequence[Member]]:

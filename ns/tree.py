@@ -9,7 +9,7 @@ import os
 import stat as statmod
 from collections.abc import Sequence
 from dataclasses import replace
-from errno import EACCES, EBUSY, EEXIST, ELOOP, ENOENT, EPERM, EROFS, EXDEV
+from errno import EACCES, EBUSY, EEXIST, EISDIR, ELOOP, ENOENT, EPERM, EROFS, EXDEV
 from typing import Protocol
 from weakref import WeakValueDictionary
 
@@ -183,6 +183,9 @@ class NsDir(Node):
                 kind = statmod.S_IFDIR if not place.members or place.members[0].dir else 0
                 entries[name] = DirEntry(name, path_id(self.view, (*(self.names or ()), name)), kind)
         return list(entries.values())
+
+    async def open(self, flags: int, who: Caller) -> Handle:
+        raise OSError(EISDIR, "a directory")
 
     async def create(self, name: str, flags: int, mode: int, who: Caller) -> tuple[Node, Handle]:
         return await _node(await self._home(name, who)).create(name, flags, mode, who)

@@ -27,7 +27,7 @@ class Board:
     def allowed(self, name):
         return name not in self.forbidden
 
-    def per_view(self, name):
+    def per_view(self, origin):
         return name in self.private
 
     async def device(self, name):
