@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from errno import EBUSY, EFBIG, ENOSPC
 from functools import partial
-from tempfile import SpooledTemporaryFile
-from typing import IO
+from tempfile import TemporaryFile
 
 import trio
 
@@ -214,17 +213,13 @@ class Caps:
 async def _archive(handle: Handle, label: str) -> Node:
     """Return the tree of the archive that an open file holds. EFBIG past 1 GiB where it must be copied."""
     await park()
-    if handle.fileno() >= 0:
-        file: IO[bytes] = os.fdopen(os.dup(handle.fileno()), "rb")
-    else:
-        file = SpooledTemporaryFile(max_size=1 << 24)
-        while data := await handle.read(1 << 20, file.tell()):
+    with os.fdopen(os.dup(handle.fileno()), "rb") if handle.fileno() >= 0 else TemporaryFile() as file:
+        while handle.fileno() < 0 and (data := await handle.read(1 << 20, file.tell())):
             file.write(data)
             if file.tell() > MAX_ARCHIVE:
                 raise OSError(EFBIG, f"an archive is at most {MAX_ARCHIVE} bytes")
         file.seek(0)
-    tree = await trio.to_thread.run_sync(partial(TarTree, file, label=label))
-    return tree.root
+        return (await trio.to_thread.run_sync(partial(TarTree, file, label=label))).root
 
 
 _BUILD: Mapping[str, Callable[[Caps, Cap], None]] = {

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from errno import EBUSY, EINVAL, EPIPE
 from functools import partial
 
@@ -11,9 +12,10 @@ from tasks.pump import open_pump
 from tasks.service import TaskService
 from tasks.task import Task
 from tasks.view import View
+from vfs.access import check, wanted
 from vfs.control import Verb, usage
 from vfs.pipes import PipeEnd
-from vfs.walk import open_path, split
+from vfs.walk import open_path, split, walk
 
 _MODES = {
     "r": os.O_RDONLY,
@@ -87,10 +89,13 @@ class FdVerbs:
 
     async def _descriptor(self, path: str, flags: int) -> int:
         """Open `path` in the writer's namespace, once and for all, as a kernel descriptor."""
-        node, handle = await open_path(self._view.namespace.root, path, flags | os.O_NONBLOCK, self._view.caller)
-        if isinstance(node, PipeEnd):
-            handle.close()
-            return node.take()
+        root, who = self._view.namespace.root, self._view.caller
+        with suppress(FileNotFoundError):
+            node = await walk(root, path, who)
+            if isinstance(node, PipeEnd):
+                check(await node.stat(), who, wanted(flags))
+                return node.take()
+        _, handle = await open_path(root, path, flags | os.O_NONBLOCK, who)
         if handle.fileno() >= 0:
             fd = os.dup(handle.fileno())
             os.set_blocking(fd, True)

@@ -1,5 +1,6 @@
 """The values that control verbs take: sizes, signals, numbers, assignments. EINVAL with the reason for all else."""
 
+import os
 import posixpath
 import re
 import signal
@@ -105,11 +106,10 @@ def arguments(text: str) -> tuple[str, ...]:
     return tuple(text.removesuffix("\0").split("\0")) if "\0" in text else tuple(text.split("\n"))
 
 
-def argument_lines(argv: tuple[str, ...]) -> str:
+def argument_lines(argv: tuple[str, ...]) -> bytes:
     """Return arguments so that `arguments` reads them back: one a line, NUL-ended where one holds a newline."""
-    if any("\n" in word for word in argv):
-        return "".join(word + "\0" for word in argv)
-    return "".join(word + "\n" for word in argv)
+    end = "\0" if any("\n" in word for word in argv) else "\n"
+    return os.fsencode("".join(word + end for word in argv))
 
 
 def absolute_path(text: str) -> str:

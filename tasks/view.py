@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from ns.namespace import Namespace
+from ns.table import Origin
 from tasks.task import Task
 from vfs.files import Synthetic
 from vfs.node import Caller, Node, node_id
@@ -18,8 +19,8 @@ from vfs.node import Caller, Node, node_id
 if TYPE_CHECKING:
     from tasks.views import Views
 
-PER_VIEW = frozenset({"task", "cap", "etc", "sessions"})
-"""Devices that show each view something of its own."""
+PER_VIEW = frozenset({"task", "cap", "home", "sessions"})
+"""Devices that, bound as a whole, show each view something of its own; what is inside them is the binder's."""
 ADMIN_ONLY = frozenset({"host", "9p"})
 """Devices that only the administrator may name; a task reaches of them what was bound for it."""
 
@@ -91,8 +92,8 @@ class View:
     def allowed(self, name: str) -> bool:
         return self.admin or name not in ADMIN_ONLY
 
-    def per_view(self, name: str) -> bool:
-        return name in PER_VIEW
+    def per_view(self, origin: Origin) -> bool:
+        return origin.device == "etc" or (origin.device in PER_VIEW and not origin.path)
 
     async def device(self, name: str) -> Node:
         make = self._devices.get(name)

@@ -4,7 +4,7 @@ import grp
 import os
 import pwd
 import stat as statmod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from errno import EACCES, EINVAL, ENOENT
 from pathlib import Path
 
@@ -18,8 +18,8 @@ from ns.script import run as run_script
 from tasks import devices as builtin
 from tasks.caps import Caps
 from tasks.drivers.base import Driver
-from tasks.drivers.linux.driver import LinuxDriver
 from tasks.homes import Homes
+from tasks.ports import Vault
 from tasks.recovery import reconcile, replay
 from tasks.service import Policy, TaskService
 from tasks.sniff import sniff
@@ -53,7 +53,6 @@ class House:
         self.config = config
         self.locks = LockTable()
         self.drivers: dict[str, Driver] = {}
-        self.driver: LinuxDriver
         self.devices: dict[str, Callable[[View], Node]] = {}
         self.views = Views(self.devices, admin_uid=os.geteuid())
         self.dialler = Dialler(nursery)
@@ -75,12 +74,11 @@ class House:
         )
         self.tree = TaskTree(self.service, makers=_group_id(config.group))
 
-    async def open(self, driver: LinuxDriver) -> None:
-        """Build the init namespace and take up the tasks that an earlier server left."""
-        self.driver = driver
-        self.drivers[driver.name] = driver
-        self.service.vault = driver.vault
-        caps = Caps(journal=self.journal, vault=driver.vault, dial=self.dialler.dial)
+    async def open(self, drivers: Mapping[str, Driver], vault: Vault) -> None:
+        """Build the init namespace and take up the tasks that an earlier server left. `drivers` go by task type."""
+        self.drivers |= drivers
+        self.service.vault = vault
+        caps = Caps(journal=self.journal, vault=vault, dial=self.dialler.dial)
         self.service.on_removed.append(caps.remove_of)
         self._fill_devices(caps)
         script = self.config.namespace.read_text() if self.config.namespace else init_script()

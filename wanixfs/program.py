@@ -14,7 +14,9 @@ from pathlib import Path
 import structlog
 import trio
 
+from tasks.drivers.linux.driver import LinuxDriver
 from tasks.drivers.linux.driver import opened as linux_driver
+from tasks.drivers.linux.vault import SupervisorVault
 from vfs.fuse.devfuse import Mount, mounted, unmount
 from vfs.ninep import address
 from vfs.ninep.server import serve as serve_ninep
@@ -58,9 +60,9 @@ def locked(state: Path) -> Iterator[None]:
 async def _serve(config: Config) -> bool:
     """Serve until a signal; returns whether it asked for a new server."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        async with opened(config) as house, AsyncExitStack() as stack:
+        async with opened(config) as (house, driver), AsyncExitStack() as stack:
             await _listen(house, stack)
-            mount = await _mount(house, stack)
+            mount = await _mount(house, driver.vault, stack)
             notify("READY=1")
             log.info("serving", addresses=list(config.listen), mount=str(mount.path) if mount else None)
             number = await anext(signals)
@@ -71,19 +73,19 @@ async def _serve(config: Config) -> bool:
                     mount.keep = True
                 return True
             notify("STOPPING=1")
-            await house.driver.quit()
+            await driver.quit()
     return False
 
 
 @asynccontextmanager
-async def opened(config: Config) -> AsyncIterator[House]:
-    """Yield a house whose tasks run. Leaving the block leaves them running."""
+async def opened(config: Config) -> AsyncIterator[tuple[House, LinuxDriver]]:
+    """Yield a house whose tasks run, and what runs them. Leaving the block leaves them running."""
     async with trio.open_nursery() as nursery:
         house = House(config, nursery)
         async with linux_driver(config.state, house.service) as driver:
-            await house.open(driver)
+            await house.open({driver.name: driver}, driver.vault)
             await nursery.start(house.service.run)
-            yield house
+            yield house, driver
             nursery.cancel_scope.cancel()
     house.journal.close()
 
@@ -116,15 +118,15 @@ def _token(path: Path) -> str:
         return token
 
 
-async def _mount(house: House, stack: AsyncExitStack) -> Mount | None:
+async def _mount(house: House, vault: SupervisorVault, stack: AsyncExitStack) -> Mount | None:
     """Mount the administrator's tree, or go on with the mount that an earlier server left to the supervisor."""
     config = house.config
     record = config.state / "mountpoint"
-    left = await house.driver.vault.take(FUSE_KEY)
+    left = await vault.take(FUSE_KEY)
     old = Path(record.read_text()) if record.exists() else None
     if left and old != config.mount:
         os.close(left.pop())
-        house.driver.vault.drop(FUSE_KEY)
+        vault.drop(FUSE_KEY)
     if old is not None and old != config.mount:
         record.unlink()
         try:
@@ -147,5 +149,5 @@ async def _mount(house: House, stack: AsyncExitStack) -> Mount | None:
         )
     )
     record.write_text(str(config.mount))
-    house.driver.vault.hold(FUSE_KEY, [mount.fd], grace=FUSE_GRACE)
+    vault.hold(FUSE_KEY, [mount.fd], grace=FUSE_GRACE)
     return mount

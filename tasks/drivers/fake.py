@@ -114,7 +114,7 @@ class FakeDriver:
         if launch.id in self.tasks:
             raise OSError(EEXIST, "a task of this id is known")
         self._arrived.set()
-        if self._gate:
+        if self._gate is not None:
             await self._gate.wait()
         if self._refusals:
             errno = self._refusals.popleft()

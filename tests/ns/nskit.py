@@ -28,7 +28,7 @@ class Board:
         return name not in self.forbidden
 
     def per_view(self, origin):
-        return name in self.private
+        return origin.device in self.private
 
     async def device(self, name):
         self.asked.append(name)

@@ -1,5 +1,6 @@
 """A second server over the same state: nothing that was acknowledged is lost, nothing is stuck."""
 
+import gc
 import os
 
 import trio
@@ -15,7 +16,8 @@ def test_running_ended_and_waiting_tasks_are_found_again(tmp_path):
             running = await node.started("alias runner", "label team=x")
             ended = await node.started()
             lost = await node.started()
-            paused = await node.started("pause")
+            paused = await node.started()
+            await node.echo("pause", f"/task/{paused}/ctl")
             over = await node.started()
             node.driver.finish(over, 4)
             waiting = await node.new("cmd /bin/b", f"after {running}", "start")
@@ -101,4 +103,5 @@ def test_nothing_is_kept_open_between_servers(tmp_path):
 
     for _ in range(3):
         trio.run(main)
+        gc.collect()
     assert len(os.listdir("/proc/self/fd")) <= before + 3

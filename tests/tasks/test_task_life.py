@@ -72,10 +72,30 @@ def test_listing_and_stat_allocate_nothing(tmp_path):
 def test_the_tree_lists_in_its_declared_order(tmp_path):
     async def test(node):
         id = await node.new()
-        assert await node.ls(f"/task/{id}") == (
-            "ctl id parent type user error reason times labels children cmd args cwd env status wait exitcode "
-            "fd ns stat home events"
-        ).split()
+        assert await node.ls(f"/task/{id}") == [
+            "ctl",
+            "id",
+            "parent",
+            "type",
+            "user",
+            "error",
+            "reason",
+            "times",
+            "labels",
+            "children",
+            "cmd",
+            "args",
+            "cwd",
+            "env",
+            "status",
+            "wait",
+            "exitcode",
+            "fd",
+            "ns",
+            "stat",
+            "home",
+            "events",
+        ]
         assert await node.ls(f"/task/{id}/fd") == ["ctl", "0", "0ctl", "1", "1ctl", "2", "2ctl"]
         assert await node.ls(f"/task/{id}/ns") == ["ctl", "mounts", "binds", "dump", "root"]
         assert await node.ls(f"/task/{id}/stat") == ["mem", "cpu", "io", "pids"]
