@@ -60,9 +60,5 @@ def check_setstat(st: StatResult, who: Caller, change: SetStat) -> None:
         raise OSError(EPERM, "not the owner")
     if change.uid is not None and (not owner or change.uid != st.st_uid):
         raise OSError(EPERM, "only root gives files away")
-    if (
-        change.gid is not None
-        and change.gid != st.st_gid
-        and not (owner and (change.gid == who.gid or change.gid in who.groups))
-    ):
-        raise OSError(EPERM, "not a member of that group")
+    if change.gid is not None and not (owner and (change.gid in (st.st_gid, who.gid) or change.gid in who.groups)):
+        raise OSError(EPERM, "not the owner, or not a member of that group")
