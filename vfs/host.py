@@ -152,6 +152,7 @@ class HostNode(Node):
     __slots__ = ("kind", "name", "opened", "parent", "path_fd", "tree")
 
     cache_seconds = 1.0
+    steady = True
 
     def __init__(self, tree: HostTree, parent: "HostNode | None", name: str, id: int, kind: int) -> None:
         self.tree = tree

@@ -1,7 +1,7 @@
 """A directory's names as Treaddir sends them: encoded once, cut at entry boundaries, kept while nothing changes.
 
-Listing 1,000 names costs far more in Python than sending them. So the encoded names of directories that kernels may
-cache (`Node.cache_seconds`) are kept for that long, as long as the directory's times show no change.
+Listing 1,000 names costs far more in Python than sending them. So the encoded names of directories whose times tell
+when their names change (`Node.steady`) are kept.
 """
 
 import stat as statmod
@@ -56,21 +56,19 @@ class Listings:
     __slots__ = ("_bytes", "_kept")
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[int, int], tuple[tuple[int, int], float, Listing]] = OrderedDict()
+        self._kept: OrderedDict[tuple[int, int], tuple[tuple[int, int], Listing]] = OrderedDict()
         self._bytes = 0
 
     async def take(self, node: Node, parent: Node, who: Caller) -> Listing:
         """Return what the directory holds now, "." and ".." first."""
         key = node.id, parent.id
         stamp = None
-        if node.cache_seconds:
+        if node.steady:
             st = await node.stat()
             stamp = st.st_mtime_ns, st.st_ctime_ns
-            if key in self._kept:
-                kept_stamp, made, listing = self._kept[key]
-                if kept_stamp == stamp and time.monotonic() - made < node.cache_seconds:
-                    self._kept.move_to_end(key)
-                    return listing
+            if key in self._kept and self._kept[key][0] == stamp:
+                self._kept.move_to_end(key)
+                return self._kept[key][1]
             if not st.st_size or time.time_ns() - max(stamp) < _SETTLED_NS:  # /proc and its like have no size
                 stamp = None
         dots = DirEntry(".", node.id, statmod.S_IFDIR), DirEntry("..", parent.id, statmod.S_IFDIR)
@@ -81,9 +79,9 @@ class Listings:
 
     def _keep(self, key: tuple[int, int], stamp: tuple[int, int], listing: Listing) -> None:
         if key in self._kept:
-            self._bytes -= len(self._kept.pop(key)[2])
-        self._kept[key] = stamp, time.monotonic(), listing
+            self._bytes -= len(self._kept.pop(key)[1])
+        self._kept[key] = stamp, listing
         self._bytes += len(listing)
         while self._bytes > MAX_KEPT:
-            _, (_, _, oldest) = self._kept.popitem(last=False)
+            _, (_, oldest) = self._kept.popitem(last=False)
             self._bytes -= len(oldest)
