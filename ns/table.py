@@ -95,6 +95,7 @@ class Place(NamedTuple):
 
 
 NOWHERE = Place((), Map(), 0, 0)
+NOBODY: "Map[int, Member]" = Map()
 
 
 def names_of(path: str) -> tuple[str, ...]:
@@ -119,11 +120,12 @@ def names_of(path: str) -> tuple[str, ...]:
 class BindTable:
     """Every bind of a namespace, the devices it may not name (`mask`) and the things it may not see (`hidden`).
 
-    A member belongs to one path: whoever binds the same thing twice makes two. `held` finds members by origin.
+    A member belongs to one path: whoever binds the same thing twice makes two. `held` finds members by origin,
+    each under its `id()`.
     """
 
     root: Place = NOWHERE
-    held: "Map[Origin, tuple[Member, ...]]" = field(default_factory=Map)
+    held: "Map[Origin, Map[int, Member]]" = field(default_factory=Map)
     mask: frozenset[str] = frozenset()
     hidden: frozenset[Origin] = frozenset()
     serial: int = 0
@@ -172,7 +174,10 @@ class BindTable:
         """Return a bound member that is `origin` or holds it, the nearest and a writable one if there is a choice."""
         for above in origin.upward():
             if members := self.held.get(above):
-                return min(members, key=lambda member: member.readonly)
+                for member in members.values():
+                    if not member.readonly:
+                        return member
+                return member
         return None
 
     def bind(self, path: str, members: Sequence[Member], order: Order = Order.REPLACE) -> "BindTable":
@@ -253,15 +258,14 @@ class BindTable:
         root = new if new.members or new.children else NOWHERE
         place = self.find(names) or NOWHERE
         held = self.held
-        kept = {id(member) for member in members}
+        stay = {id(member) for member in members}.intersection(id(member) for member in place.members)
         for member in place.members:
-            if id(member) not in kept:
-                others = tuple(other for other in held[member.origin] if other is not member)
+            if id(member) not in stay:
+                others = held[member.origin].delete(id(member))
                 held = held.set(member.origin, others) if others else held.delete(member.origin)
-        known = {id(member) for member in place.members}
         for member in members:
-            if id(member) not in known:
-                held = held.set(member.origin, (*held.get(member.origin, ()), member))
+            if id(member) not in stay:
+                held = held.set(member.origin, held.get(member.origin, NOBODY).set(id(member), member))
         return BindTable(root, held, self.mask, self.hidden, max(self.serial, serial))
 
     def __eq__(self, other: object) -> bool:

@@ -10,10 +10,12 @@ import stat as statmod
 from collections.abc import Sequence
 from dataclasses import replace
 from errno import EACCES, EBUSY, EEXIST, EISDIR, ELOOP, ENOENT, EPERM, EROFS, EXDEV
+from functools import lru_cache
 from typing import Protocol
 from weakref import WeakValueDictionary
 
 from ns.table import NOWHERE, BindTable, Member, Origin, Place
+from vfs.access import EXECUTE, READ, WRITE, check, check_sticky, permitted
 from vfs.node import ROOT, Caller, DirEntry, Handle, Node, SetStat, Stat, StatFs, StatResult, is_dir, no_entry, node_id
 
 MAX_NESTING = 8
@@ -175,13 +177,15 @@ class NsDir(Node):
             return await _node(members[0]).readdir(who)
         entries: dict[str, DirEntry] = {}
         for member in members:
+            if not await _may(member, members, who, READ):
+                continue
             for entry in await _node(member).readdir(who):
                 entries.setdefault(entry.name, entry)
         for name in sorted(children):
             place = children[name]
             if not place.members or place.children or await visible(self.view, place.members, who, masked=True):
                 kind = statmod.S_IFDIR if not place.members or place.members[0].dir else 0
-                entries[name] = DirEntry(name, path_id(self.view, (*(self.names or ()), name)), kind)
+                entries[name] = DirEntry(name, path_id(self.view.label, (*(self.names or ()), name)), kind)
         return list(entries.values())
 
     async def open(self, flags: int, who: Caller) -> Handle:
@@ -231,15 +235,15 @@ class NsDir(Node):
 
     async def statfs(self) -> StatFs:
         members = await self.members(ROOT)
-        return await _node(members[0]).statfs() if members else StatFs()
+        return await _node(_face(members)).statfs() if members else StatFs()
 
     async def listxattr(self) -> Sequence[str]:
         members = await self.members(ROOT)
-        return await _node(members[0]).listxattr() if members else ()
+        return await _node(_face(members)).listxattr() if members else ()
 
     async def getxattr(self, name: str) -> bytes:
         members = await self.members(ROOT)
-        return await (_node(members[0]).getxattr(name) if members else super().getxattr(name))
+        return await (_node(_face(members)).getxattr(name) if members else super().getxattr(name))
 
     async def setxattr(self, name: str, value: bytes, flags: int, who: Caller) -> None:
         await (await self._writable(who)).setxattr(name, value, flags, who)
@@ -255,13 +259,17 @@ class NsDir(Node):
         return (self.view.table.find(self.names) if self.names is not None else None) or NOWHERE
 
     async def _first(self, name: str, who: Caller) -> tuple[Member, Node]:
-        """Return the first member that has `name`, and its node there. ENOENT."""
-        for member in await self.members(who):
+        """Return the first member that has `name` and that `who` may search, and its node there. ENOENT."""
+        members = await self.members(who)
+        for member in members:
             try:
-                return member, await _node(member).lookup(name, who)
+                node = await _node(member).lookup(name, who)
             except OSError as error:
                 if error.errno != ENOENT:
                     raise
+                continue
+            if await _may(member, members, who, EXECUTE):
+                return member, node
         raise no_entry(name)
 
     def _dir(self, member: Member, name: str, node: Node) -> "TreeDir":
@@ -277,7 +285,7 @@ class NsDir(Node):
         origins = [member.origin for member in place.members]
         if self.view.table.hidden.issuperset(origins):
             kind = statmod.S_IFDIR if first.dir else statmod.S_IFREG
-            return Masked(path_id(self.view, names), kind, origins)
+            return Masked(path_id(self.view.label, names), kind, origins)
         if first.dir:
             return PathDir(self.view, names)
         node = await self.view.resolve(first, who)
@@ -301,17 +309,21 @@ class NsDir(Node):
             raise OSError(EPERM, "nothing bound here takes new files")
         if members[0].readonly:
             raise _readonly()
-        return members[0]
+        return members[0]  # whose attributes are shown, so the server has checked it
 
     async def _owner(self, name: str, who: Caller) -> Member:
         """Return the member whose `name` is seen here, to be changed there. EBUSY for mountpoints, EROFS, ENOENT."""
         if name in self._place().children:
             raise OSError(EBUSY, "a mountpoint")
-        member, _ = await self._first(name, who)
+        member, node = await self._first(name, who)
         if member.origin.child(name) in self.view.table.hidden:
             raise OSError(EPERM, "masked")
         if member.readonly:
             raise _readonly()
+        if member is not _face(await self.members(who)):
+            parent = await _node(member).stat()
+            check(parent, who, WRITE | EXECUTE)
+            check_sticky(parent, await node.stat(), who)
         return member
 
     async def _writable(self, who: Caller) -> Node:
@@ -319,13 +331,18 @@ class NsDir(Node):
         members = await self.members(who)
         if not members:
             raise OSError(EPERM, "the directory only leads to binds")
-        if members[0].readonly:
+        face = _face(members)
+        if face.readonly:
             raise _readonly()
-        return _node(members[0])
+        return _node(face)
 
 
 class PathDir(NsDir):
-    """What the table says about a path now: a mountpoint, a union, or a directory that only leads to binds."""
+    """What the table says about a path now: a mountpoint, a union, or a directory that only leads to binds.
+
+    The attributes of a union are those of the member that takes new files, else of the first. So a server that
+    checks them has checked that member; the others are checked here, lest a union opens what a path had closed.
+    """
 
     __slots__ = ()
 
@@ -333,22 +350,23 @@ class PathDir(NsDir):
         self.view = view
         self.names = names
         self.nesting = 0
-        self.id = self.salt = path_id(view, names)
+        self.id = self.salt = path_id(view.label, names)
 
     def _union(self) -> bool:
         return len(self._place().members) > 1
 
     async def members(self, who: Caller) -> Sequence[Member]:
         bound = self._place().members
+        if not bound:
+            return ()
         shown = await visible(self.view, bound, who)
-        if bound and not shown and self.view.table.hidden.issuperset(member.origin for member in bound):
+        if not shown and self.view.table.hidden.issuperset(member.origin for member in bound):
             raise OSError(EACCES, "masked")
         return shown
 
     async def stat(self) -> StatResult:
-        members = await self.members(ROOT)
-        if members:
-            return await _node(members[0]).stat()
+        if members := await self.members(ROOT):
+            return await _node(_face(members)).stat()
         if self.names and not self._place().children:
             raise OSError(ENOENT, "no longer bound")
         time = self.view.born_ns
@@ -380,9 +398,10 @@ class TreeDir(NsDir):
         return await _node(self.member).stat()
 
 
-def path_id(view: View, names: tuple[str, ...]) -> int:
-    """Return the id of what the table says about a path."""
-    return node_id("ns", view.label, *names)
+@lru_cache(maxsize=1 << 14)
+def path_id(label: str, names: tuple[str, ...]) -> int:
+    """Return the id of what the table of that view says about a path."""
+    return node_id("ns", label, *names)
 
 
 def tree_dir(view: View, names: tuple[str, ...] | None, member: Member, salt: int) -> TreeDir:
@@ -430,6 +449,16 @@ async def _behind(member: Member, who: Caller) -> Sequence[Member]:
 def _no_more_than(member: Member, sources: Sequence[Member]) -> Sequence[Member]:
     """Return `sources`, reached through `member`, read-only if that is."""
     return [replace(source, readonly=True) for source in sources] if member.readonly else sources
+
+
+def _face(members: Sequence[Member]) -> Member:
+    """Return the member whose attributes a directory shows."""
+    return members[0] if len(members) == 1 else next((m for m in members if m.create), members[0])
+
+
+async def _may(member: Member, members: Sequence[Member], who: Caller, want: int) -> bool:
+    """Tell whether `who` may use this one of `members`; the server has checked the one that is shown."""
+    return len(members) == 1 or member is _face(members) or permitted(await _node(member).stat(), who, want)
 
 
 def _node(member: Member) -> Node:

@@ -6,7 +6,7 @@ from errno import EACCES, EBUSY, EEXIST, ELOOP, ENOENT, ENOTDIR, EPERM, EROFS, E
 
 import pytest
 import trio
-from nskit import Board, administrator, bind, everything, ls, member, planted, read, unbind, write
+from nskit import USER, Board, administrator, bind, everything, ls, member, planted, read, unbind, write
 
 from ns.namespace import Namespace
 from ns.table import EMPTY, Order
@@ -372,6 +372,54 @@ def test_attributes_of_a_union_are_those_of_its_first_member():
         assert (await union.listxattr(), await union.getxattr("user.k")) == (("user.k",), b"v")
         await union.removexattr("user.k", ROOT)
         assert await union.statfs() == await ns.devices.trees["x"].statfs()
+
+    trio.run(main)
+
+
+def test_a_union_shows_the_attributes_of_the_member_that_takes_new_files():
+    ns = administrator(x={}, y={})
+
+    async def main():
+        await ns.devices.trees["y"].setstat(SetStat(mode=0o700, uid=1000), ROOT)
+        await bind(ns, "#x", "/u")
+        await bind(ns, "#y", "/u", order=AFTER, create=True)
+        union = await walk(ns.root, "/u", ROOT)
+        st = await union.stat()
+        assert (stat.S_IMODE(st.st_mode), st.st_uid) == (0o700, 1000)
+        await union.setstat(SetStat(mode=0o750), ROOT)
+        assert stat.S_IMODE((await ns.devices.trees["y"].stat()).st_mode) == 0o750
+
+    trio.run(main)
+
+
+def test_a_union_opens_nothing_that_a_member_closes():
+    ns = administrator(mine={}, closed={"secret": b"", "d": {"x": b""}}, open={"theirs": b"", "kept": b""})
+    mine, closed, open_ = (ns.devices.trees[name] for name in ("mine", "closed", "open"))
+
+    async def main():
+        await mine.setstat(SetStat(mode=0o700, uid=USER.uid), ROOT)
+        await closed.setstat(SetStat(mode=0o700), ROOT)
+        for name in ("mine", "closed", "open"):
+            await bind(ns, f"#{name}", "/u", order=AFTER)
+        union = await walk(ns.root, "/u", USER)
+        assert await ls(ns, "/u", USER) == ["theirs", "kept"]
+        assert await ls(ns, "/u", ROOT) == ["secret", "d", "theirs", "kept"]
+        for path in ("/u/secret", "/u/d/x"):
+            with refuses(ENOENT):
+                await walk(ns.root, path, USER)
+        for attempt in (
+            lambda: union.unlink("theirs", USER),
+            lambda: union.rename("theirs", union, "kept", 0, USER),
+            lambda: union.rename("theirs", union, "new", 0, USER),
+        ):
+            with refuses(EACCES):
+                await attempt()
+        await open_.setstat(SetStat(mode=0o1777), ROOT)
+        with refuses(EPERM):
+            await union.unlink("theirs", USER)
+        await open_.setstat(SetStat(mode=0o777), ROOT)
+        await union.unlink("theirs", USER)
+        assert await ls(ns, "/u", USER) == ["kept"]
 
     trio.run(main)
 
