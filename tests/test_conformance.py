@@ -2,6 +2,7 @@
 
 import os
 import random
+import socket
 import stat
 
 import pytest
@@ -13,6 +14,8 @@ from vfs.conformance import FEATURES, MountFiles, NodeFiles, Violation, check_mo
 from vfs.host import HostTree
 from vfs.inline import start
 from vfs.memory import MemoryDir, MemoryFile, MemoryTree
+from vfs.ninep.client import connect
+from vfs.ninep.server import Server
 from vfs.node import ROOT, Caller, SetStat
 
 ALICE = Caller(1000, 1000)
@@ -51,6 +54,30 @@ def test_a_host_tree_on_tmpfs_keeps_every_promise_and_leaves_no_descriptor(shm_p
 def test_the_control_is_a_real_filesystem(tmp_path, shm_path):
     check_mount(tmp_path).check()
     check_mount(shm_path).check()
+
+
+NOT_IN_9P = {"holes", "fallocate", "noreplace", "exchange"}
+
+
+@pytest.mark.parametrize(("who", "features"), [(ROOT, FEATURES - NOT_IN_9P), (ALICE, FEATURES - NOT_IN_9P - {"chown"})])
+def test_a_memory_tree_keeps_every_promise_of_9p_through_a_client(who, features):
+    root = MemoryTree(label="remote", mode=0o777).root
+
+    async def attach(uname, uid, aname, peer):
+        return root, who
+
+    async def main():
+        server, (ours, theirs) = Server(), socket.socketpair()
+        async with trio.open_nursery() as nursery:
+            await nursery.start(server.run)
+            server.adopt(ours, attach)
+            stream = trio.SocketStream(trio.socket.from_stdlib_socket(theirs))
+            async with connect(stream, uid=who.uid) as client:
+                report = await check_tree(client.root, who=who, features=features)
+            nursery.cancel_scope.cancel()
+        report.check()
+
+    trio.run(main)
 
 
 @pytest.fixture
@@ -112,6 +139,13 @@ def test_the_suite_names_the_broken_promise(monkeypatch, kind, liar, found):
     assert found in dict(report.failed)
     with pytest.raises(Violation, match=found):
         report.check()
+
+
+def test_a_broken_promise_leaves_nothing_behind(monkeypatch):
+    monkeypatch.setattr("vfs.memory.MemoryFile", ForgetfulFile)
+    root = MemoryTree(label="liar").root
+    assert trio.run(lambda: check_tree(root, who=ROOT)).failed
+    assert start(root.readdir(ROOT)) == []
 
 
 def test_a_feature_left_out_skips_its_cases_only():

@@ -9,7 +9,7 @@ import contextlib
 import errno
 import os
 import stat as statmod
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -310,7 +310,8 @@ class Report:
 
 
 Case = Callable[[Files, str], Awaitable[None]]
-_CASES: dict[str, tuple[Case, frozenset[str]]] = {}
+_Needs = tuple[Case, frozenset[str]]
+_CASES: dict[str, _Needs] = {}
 
 
 def _case(*needs: str) -> Callable[[Case], Case]:
@@ -326,46 +327,53 @@ async def check_tree(root: Node, *, who: Caller, features: Iterable[str] = FEATU
 
     `who` is the server's client: over 9P, the user that the connection attached as.
     """
-    files = NodeFiles(root, who)
-    report = await _check(files, frozenset(features))
-    failed = list(report.failed)
-    try:
-        await _node_promises(root, who)
-    except (Violation, OSError) as error:
-        failed.append(("node_promises", str(error)))
-        return Report(report.passed, tuple(failed), report.skipped)
-    return Report((*report.passed, "node_promises"), tuple(failed), report.skipped)
+
+    async def promises(files: Files, here: str) -> None:
+        await _node_promises(root, await root.lookup(here, who), who)
+
+    return await _check(NodeFiles(root, who), frozenset(features), {"node_promises": (promises, frozenset())})
 
 
 def check_mount(path: str | Path, *, features: Iterable[str] = FEATURES) -> Report:
     """Run every case through the operating system in the directory `path`, as this process (umask 0 meanwhile)."""
     umask = os.umask(0)
     try:
-        report = start(_check(MountFiles(path), frozenset(features)))
+        report = start(_check(MountFiles(path), frozenset(features), {}))
     finally:
         os.umask(umask)
     assert isinstance(report, Report)
     return report
 
 
-async def _check(files: Files, features: frozenset[str]) -> Report:
+async def _check(files: Files, features: frozenset[str], more: Mapping[str, _Needs]) -> Report:
     if unknown := features - FEATURES:
         raise ValueError(f"unknown features: {sorted(unknown)}")
     passed, failed, skipped = [], [], []
-    for name, (run, needs) in _CASES.items():
+    for name, (run, needs) in {**_CASES, **more}.items():
         if needs - features:
             skipped.append(name)
             continue
         here = f"case-{name}"
-        try:
-            await files.mkdir(here, 0o755)
-            await run(files, here)
-            await remove_tree(files, here)
-        except (Violation, OSError) as error:
-            failed.append((name, f"{type(error).__name__}: {error}"))
+        problem = await _problem(_make_here, files, here) or await _problem(run, files, here)
+        left = await _problem(remove_tree, files, here)
+        if what := problem or left:
+            failed.append((name, what))
         else:
             passed.append(name)
     return Report(tuple(passed), tuple(failed), tuple(skipped))
+
+
+async def _make_here(files: Files, here: str) -> None:
+    await files.mkdir(here)
+
+
+async def _problem(act: Case, files: Files, here: str) -> str | None:
+    """Return how `act` failed, or None."""
+    try:
+        await act(files, here)
+    except (Violation, OSError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
 
 
 async def remove_tree(files: Files, path: str) -> None:
@@ -1015,8 +1023,7 @@ async def filesystem_figures_make_sense(files: Files, here: str) -> None:
 # What only a node can promise
 
 
-async def _node_promises(root: Node, who: Caller) -> None:
-    directory = await root.mkdir("case-nodes", 0o755, who)
+async def _node_promises(root: Node, directory: Node, who: Caller) -> None:
     made, handle = await directory.create("f", os.O_RDWR, 0o644, who)
     handle.close()
     found = await directory.lookup("f", who)
@@ -1034,11 +1041,8 @@ async def _node_promises(root: Node, who: Caller) -> None:
         await directory.link(_Stranger(), "h", who)
     with refused(errno.EXDEV):
         await directory.rename("f", _Stranger(), "h", 0, who)
-    await directory.rename("f", root, "case-moved", 0, who)
-    expect((await root.lookup("case-moved", who)).id, made.id, "id after a rename")
-    await root.unlink("case-moved", who)
-    await directory.unlink("g", who)
-    await root.rmdir("case-nodes", who)
+    await directory.rename("f", directory, "moved", 0, who)
+    expect((await directory.lookup("moved", who)).id, made.id, "id after a rename")
 
 
 class _Stranger(Node):
