@@ -5,7 +5,7 @@ import os
 import socket
 import stat
 from dataclasses import dataclass
-from errno import EADDRINUSE, ECONNREFUSED, EINVAL, ENAMETOOLONG, EPERM
+from errno import EADDRINUSE, ECONNREFUSED, EHOSTUNREACH, EINVAL, ENAMETOOLONG, EPERM
 from typing import Literal
 
 import trio
@@ -137,7 +137,14 @@ async def dial(address: Address) -> trio.SocketStream:
     """Connect, waiting; a TCP peer that vanishes silently is noticed within 60 s. OSError as connect(2)."""
     if address.network == "unix":
         return await trio.open_unix_socket(address.path)
-    stream = await trio.open_tcp_stream(address.host, address.port)
+    try:
+        stream = await trio.open_tcp_stream(address.host, address.port)
+    except socket.gaierror as error:
+        raise OSError(EHOSTUNREACH, f"{address.host}: {error.strerror}") from error
+    except OSError as error:
+        if isinstance(error.__cause__, ExceptionGroup):  # one failure for each address of the host
+            raise error.__cause__.exceptions[0] from error
+        raise
     stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _IDLE)
     stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _INTERVAL)

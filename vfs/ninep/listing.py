@@ -17,7 +17,7 @@ from vfs.ninep.messages import QTDIR, QTFILE, QTSYMLINK
 from vfs.node import Caller, DirEntry, Node
 
 MAX_KEPT: Final = 16 << 20
-"""Bytes of encoded listings kept by one `Listings`."""
+"""Bytes of listings kept by one `Listings`."""
 _SETTLED_NS: Final = 3 * 10**9
 """How old the last change must be for the next one to give another time, on filesystems with the coarsest clocks."""
 _QID_TYPE: Final = {statmod.S_IFDIR: QTDIR, statmod.S_IFLNK: QTSYMLINK}
@@ -38,9 +38,10 @@ class Listing:
         self._data = memoryview(b"".join(encoded))
         self._ends = list(accumulate(map(len, encoded), initial=0))
 
-    def __len__(self) -> int:
-        """Return the size of the encoded names in bytes."""
-        return len(self._data)
+    @property
+    def cost(self) -> int:
+        """About how many bytes of memory it holds."""
+        return len(self._data) + 40 * len(self._ends)
 
     def part(self, offset: int, count: int) -> memoryview:
         """Return the entries after the one at `offset`, as many as fit into `count` bytes; empty after the last."""
@@ -79,9 +80,9 @@ class Listings:
 
     def _keep(self, key: tuple[int, int], stamp: tuple[int, int], listing: Listing) -> None:
         if key in self._kept:
-            self._bytes -= len(self._kept.pop(key)[1])
+            self._bytes -= self._kept.pop(key)[1].cost
         self._kept[key] = stamp, listing
-        self._bytes += len(listing)
+        self._bytes += listing.cost
         while self._bytes > MAX_KEPT:
             _, (_, oldest) = self._kept.popitem(last=False)
-            self._bytes -= len(oldest)
+            self._bytes -= oldest.cost
