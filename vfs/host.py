@@ -20,6 +20,7 @@ from errno import (
     EINVAL,
     EISDIR,
     ELOOP,
+    ENOENT,
     ENOSYS,
     ENOTDIR,
     ENOTSUP,
@@ -194,6 +195,8 @@ class HostNode(Node):
         try:
             fd = openat2(parent_fd, self.name, PATH_FLAGS, self.tree.resolve)
         except OSError as error:
+            if error.errno not in (ENOENT, ENOTDIR, ELOOP, EXDEV):
+                raise
             raise OSError(ESTALE, f"no longer there: {self.name!r}") from error
         if self.tree.id_of(os.fstat(fd)) != self.id:
             os.close(fd)
@@ -358,22 +361,21 @@ class HostNode(Node):
             bare = S_IFLNK | 0o777 if kind == S_IFLNK else kind
             single = kind == S_IFDIR or st.st_nlink == 1
             if st.st_mode & ~statmod.S_ISGID == bare and st.st_uid == os.geteuid() and single:
-                self._give(parent, fd, mode, who)
+                self._give(parent, f"/proc/self/fd/{fd}", mode, who)
         except BaseException:
             os.close(fd)
             raise
         return self._child(name, st, fd)
 
-    def _give(self, parent: int, fd: int, mode: int, who: Caller) -> None:
-        """Set owner, then exact mode, of what `fd` is. A server that is not root keeps it."""
+    def _give(self, parent: int, made: int | str, mode: int, who: Caller) -> None:
+        """Set owner, then exact mode, of `made` (a descriptor or its path). A server that is not root keeps it."""
         above = os.fstat(parent)
         kind = S_IFMT(mode)
         bits, gid = for_new(above.st_mode, above.st_gid, statmod.S_IMODE(mode), who, directory=kind == S_IFDIR)
-        path = f"/proc/self/fd/{fd}"
         if os.geteuid() == 0:
-            os.chown(path, who.uid, gid)
+            os.chown(made, who.uid, gid)
         if kind != S_IFLNK:
-            os.chmod(path, bits)
+            os.chmod(made, bits)
 
     @contextmanager
     def _pinned(self) -> Iterator[int]:

@@ -323,6 +323,8 @@ class MemoryDir(MemoryNode):
 
     __slots__ = ("entries", "parent")
 
+    steady = True
+
     def __init__(self, tree: MemoryTree, mode: int, uid: int, gid: int) -> None:
         super().__init__(tree, mode, uid, gid)
         self.nlink = 2
