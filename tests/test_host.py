@@ -3,6 +3,7 @@
 import errno
 import os
 import resource
+import shutil
 import stat
 import subprocess
 import tempfile
@@ -470,7 +471,7 @@ def test_a_server_that_is_not_root_serves_its_own_files_and_enters_no_mount():
                 now(HostTree("/", label="/").root.lookup("proc", ROOT))
             assert caught.value.errno == errno.EXDEV
     finally:
-        os.rmdir(path)
+        shutil.rmtree(path)
 
 
 # Waiting
