@@ -86,7 +86,7 @@ class Spec:
         self.join = [fd(join, name) for name in join]
         self.net = text(message, "net", 16, "host")
         self.seccomp = bytes.fromhex(text(message, "seccomp", 1 << 16, ""))
-        self.plan = root.Plan(table(message, "root"), fds) if message.get("root") is not None else None
+        self.plan = root.Plan(table(message, "root")) if message.get("root") is not None else None
 
 
 def _number(key: str) -> int:
@@ -209,7 +209,7 @@ def _become(spec: Spec, given: dict[int, int], terminal: int, around: Surroundin
     if spec.net == "none":
         _raise_loopback()
     if spec.plan:
-        spec.plan.build()
+        spec.plan.build(terminal)
     if terminal >= 0:
         fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
     syscalls.close_on_exec_from(0)

@@ -20,19 +20,20 @@ CLONE_NEWNET = 0x4000_0000
 CLONE_INTO_CGROUP = 0x2_0000_0000
 CLONE_CLEAR_SIGHAND = 0x1_0000_0000
 
-MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
-MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 32, 4096, 16384, 1 << 18
+MS_PRIVATE = 1 << 18
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 
-AT_FDCWD, AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW = -100, 0x1000, 0x100
+AT_FDCWD, AT_EMPTY_PATH, AT_RECURSIVE = -100, 0x1000, 0x8000
 OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC = 1, 2, 4, 8
 MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH = 0x04, 0x40
-RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 0x02, 0x10
+RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_IN_ROOT = 0x02, 0x04, 0x10
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NAME, PR_SET_SECCOMP = 1, 4, 15, 22
 PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 24, 36, 38
 
+_FSOPEN, _FSCONFIG, _FSMOUNT, _FSOPEN_CLOEXEC, _FSMOUNT_CLOEXEC = 430, 431, 432, 1, 1
+_FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 1, 6
 _OPEN_TREE, _MOVE_MOUNT, _CLONE3, _CLOSE_RANGE, _OPENAT2, _MOUNT_SETATTR = 428, 429, 435, 436, 437, 442
 _PIVOT_ROOT = 41 if os.uname().machine == "aarch64" else 155
 _CLOSE_RANGE_CLOEXEC = 4
@@ -132,11 +133,6 @@ def punch_hole(file: int, offset: int, size: int) -> None:
             continue
 
 
-def mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:
-    args = (os.fsencode(source), os.fsencode(target), os.fsencode(kind), ctypes.c_ulong(flags), os.fsencode(options))
-    _check(_libc.mount(*args), f"mount {target}")
-
-
 def umount(target: str, flags: int = 0) -> None:
     _check(_libc.umount2(os.fsencode(target), flags), f"umount {target}")
 
@@ -155,10 +151,23 @@ def move_mount(mount_fd: int, directory: int, path: str = "") -> None:
     _call(_MOVE_MOUNT, f"move_mount {path}", mount_fd, _path(""), directory, _path(path), flags)
 
 
-def mount_setattr(mount_fd: int, attributes: int) -> None:
-    """Add `attributes` to a mount and make it private, so that nothing mounted on it shows elsewhere."""
+def mount_setattr(mount_fd: int, attributes: int, *, recursive: bool = False) -> None:
+    """Add `attributes` to a mount (and those below) and make it private: no mount is shared with elsewhere."""
     args = struct.pack("4Q", attributes, 0, MS_PRIVATE, 0)
-    _call(_MOUNT_SETATTR, "mount_setattr", mount_fd, _path(""), AT_EMPTY_PATH, ctypes.c_char_p(args), len(args))
+    flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
+    _call(_MOUNT_SETATTR, "mount_setattr", mount_fd, _path(""), flags, ctypes.c_char_p(args), len(args))
+
+
+def new_mount(kind: str, attributes: int, **options: str) -> int:
+    """Return a detached mount of a new filesystem."""
+    context = _call(_FSOPEN, f"fsopen {kind}", _path(kind), _FSOPEN_CLOEXEC)
+    try:
+        for key, value in options.items():
+            _call(_FSCONFIG, f"{kind} {key}", context, _FSCONFIG_SET_STRING, _path(key), _path(value), 0)
+        _call(_FSCONFIG, f"{kind} create", context, _FSCONFIG_CMD_CREATE, 0, 0, 0)
+        return _call(_FSMOUNT, f"fsmount {kind}", context, _FSMOUNT_CLOEXEC, attributes)
+    finally:
+        os.close(context)
 
 
 def openat2(directory: int, path: str, flags: int, resolve: int) -> int:

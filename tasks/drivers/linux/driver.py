@@ -14,6 +14,7 @@ from tasks.drivers.base import Exit, Launch, Limits, Listener
 from tasks.drivers.linux import procstat
 from tasks.drivers.linux.cgroup import Cgroups, Group, Hierarchy, hierarchies
 from tasks.drivers.linux.client import Client, connect, ensure
+from tasks.drivers.linux.roots import Roots, root_of
 from tasks.drivers.linux.vault import SupervisorVault
 from tasks.taskd.protocol import Message
 
@@ -35,6 +36,8 @@ class LinuxDriver:
         self._quitting = False
         self.vault: SupervisorVault
         """Keeps descriptors that must outlive this process."""
+        self.roots: Roots | None = None
+        """Where namespaces are made of; None: tasks see the host's own root."""
         self.capabilities = self._find_capabilities()
 
     def _find_capabilities(self) -> frozenset[str]:
@@ -57,6 +60,8 @@ class LinuxDriver:
         made: list[Path] = []
         try:
             message, fds = self._message(launch, group, opened, made)
+            if launch.namespace and self.roots:
+                message["root"] = await root_of(launch, launch.namespace, launch.namespace.table, self.roots)
             with trio.CancelScope(shield=True):  # the supervisor's own deadline ends it
                 started = await self._client.call("start", fds, **message)
         except OSError:
