@@ -122,7 +122,7 @@ class Client:
         self.payload = 0
         self._msize = MAX_MSIZE
         self._stream = stream
-        self._io = trio.CancelScope()
+        self._io = trio.CancelScope(shield=True)  # a cancelled user still needs it, to flush what it waited for
         self._nursery: trio.Nursery
         self._failure = ""
         self._lost = trio.Event()
