@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -81,6 +82,8 @@ def left_behind(top: str) -> list[str]:
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     top = os.environ[MARK]
     left = left_behind(top)
+    for line in processes_of(top):
+        os.kill(int(line.split()[0]), signal.SIGKILL)
     for point in mounts_below(top):
         subprocess.run(["umount", "-l", point], check=False)
     shutil.rmtree(top, ignore_errors=True)

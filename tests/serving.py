@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +51,10 @@ class Served:
 
 @contextmanager
 def serving(top: Path, *options: str, mount: bool = True) -> Iterator[Served]:
-    """Serve below `top` until the block ends, then stop the server and expect it to leave in order."""
+    """Serve below `top` until the block ends, then stop the server and expect it to leave in order.
+
+    If the test has killed it by then, everything is left for the next server over the same `top`.
+    """
     state, where, address = top / "state", top / "mnt", f"unix!{top}/9p"
     words: Sequence[str] = ("serve", "--state", str(state), "--listen", address, *options)
     if mount:
@@ -61,18 +64,42 @@ def serving(top: Path, *options: str, mount: bool = True) -> Iterator[Served]:
         ready.bind(f"{top}/ready")
         environment = os.environ | {"NOTIFY_SOCKET": f"{top}/ready", "PYTHONPATH": str(ROOT)}
         process = subprocess.Popen((*WANIXFS, *words), env=environment, stdin=subprocess.DEVNULL, stderr=log)
+        killed = False
         try:
             wait_ready(process, ready, top / "log")
             yield Served(process, where if mount else None, address, state)
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(SECONDS) == 0, (top / "log").read_text()
+            killed = process.poll() == -signal.SIGKILL
+            if not killed:
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(SECONDS) == 0, (top / "log").read_text()
         finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-            if mount and os.path.ismount(where):
-                subprocess.run(["umount", "-l", where], check=False)
-            shutil.rmtree(state, ignore_errors=True)
+            os.unlink(f"{top}/ready")
+            if not killed:
+                end_all(process, state)
+                if mount and os.path.ismount(where):
+                    subprocess.run(["umount", "-l", where], check=False)
+                shutil.rmtree(state, ignore_errors=True)
+
+
+def end_all(server: subprocess.Popen[bytes], state: Path) -> None:
+    """Kill a server that did not leave, and its supervisor with every task."""
+    if server.poll() is None:
+        server.kill()
+        server.wait()
+    with suppress(AssertionError):
+        os.kill(supervisor(state), signal.SIGKILL)
+
+
+def supervisor(state: Path) -> int:
+    """Return the pid of the supervisor of a state directory."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if os.fsencode(state) in words and any(b"taskd" in word for word in words):
+            return int(process.name)
+    raise AssertionError(f"no supervisor of {state}")
 
 
 def wait_ready(process: subprocess.Popen[bytes], ready: socket.socket, log: Path) -> None:

@@ -8,16 +8,17 @@ from pathlib import Path
 import click
 import pytest
 
-from wanixfs.cli.app import cli
+from wanixfs.cli.app import COMMANDS, cli
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 LINK = re.compile(r"\]\(([^)#:]+)\)")
+COMMANDS_BY_NAME = {name: cli.get_command(click.Context(cli), name) or pytest.fail(name) for name in COMMANDS}
 HEADINGS = ("**Chosen.**", "**Why.**", "**Costs.**", "**Think again if**")
 
 
 def options() -> Iterator[tuple[str, str]]:
-    for name, command in cli.commands.items():
+    for name, command in COMMANDS_BY_NAME.items():
         for parameter in command.params:
             if isinstance(parameter, click.Option) and not parameter.hidden:
                 yield name, parameter.opts[-1]
@@ -32,10 +33,10 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_in_the_pages_exist(page: Path) -> None:
     named = re.findall(r"(?:`|^    (?:\$ )?)wanixfs ([a-z]+)", page.read_text(), re.MULTILINE)
-    assert set(named) <= set(cli.commands)
+    assert set(named) <= set(COMMANDS)
 
 
-@pytest.mark.parametrize("name", cli.commands)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_command_is_described_in_the_manual(name: str) -> None:
     assert f"wanixfs {name}" in (ROOT / "docs/cli.md").read_text()
 
@@ -67,5 +68,5 @@ def test_service_unit_starts_a_command_that_exists() -> None:
         r"^ExecStart=\S+/wanixfs (.*)$", (ROOT / "packaging/wanixfs.service").read_text(), re.MULTILINE
     )
     name, *words = line.split()
-    context = cli.commands[name].make_context(name, words, resilient_parsing=True)
+    context = COMMANDS_BY_NAME[name].make_context(name, words, resilient_parsing=True)
     assert context.params["mount"]

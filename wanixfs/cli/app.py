@@ -3,21 +3,50 @@
 import os
 import sys
 import traceback
+from importlib import import_module
 from typing import Any
 
 import click
 
-from wanixfs.cli import copying, files, machine, mounting, processes, running
 from wanixfs.cli.failure import BROKEN_PIPE, INTERRUPTED, Failure, OutputGone, cause, describe
-from wanixfs.cli.tree import Target
+from wanixfs.cli.options import Target
 from wanixfs.config import default_address
+
+COMMANDS = {
+    "serve": "machine",
+    "run": "running",
+    "shell": "running",
+    "ps": "processes",
+    "logs": "processes",
+    "attach": "running",
+    "wait": "processes",
+    "kill": "processes",
+    "ls": "files",
+    "cat": "files",
+    "write": "files",
+    "stat": "files",
+    "cp": "copying",
+    "mount": "mounting",
+    "umount": "mounting",
+    "doctor": "machine",
+    "completion": "machine",
+    "version": "machine",
+}
+"""Every command and the module that holds it, in the order in which the help tells them."""
 
 
 class Program(click.Group):
-    """A command group whose failures are one line and an exit status."""
+    """A command group that imports a command when it is asked for, and whose failures are one line and a status."""
 
     def list_commands(self, context: click.Context) -> list[str]:
-        return list(self.commands)  # in the order in which they are told, not of the alphabet
+        return list(COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command = getattr(import_module(f"wanixfs.cli.{COMMANDS[name]}"), name)
+        assert isinstance(command, click.Command)
+        return command
 
     def invoke(self, context: click.Context) -> Any:
         try:
@@ -57,29 +86,6 @@ def report(error: BaseException) -> int:
 def cli(context: click.Context, addr: str | None, token: str | None, debug: bool) -> None:
     """A task manager whose whole interface is a file tree."""
     context.obj = Target(addr or default_address(os.environ, os.geteuid()), token)
-
-
-for command in (
-    machine.serve,
-    running.run,
-    running.shell,
-    processes.ps,
-    processes.logs,
-    running.attach,
-    processes.wait,
-    processes.kill,
-    files.ls,
-    files.cat,
-    files.write,
-    files.stat,
-    copying.cp,
-    mounting.mount,
-    mounting.umount,
-    machine.doctor,
-    machine.completion,
-    machine.version,
-):
-    cli.add_command(command)
 
 
 def main() -> None:

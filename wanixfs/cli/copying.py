@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from vfs.node import check_name, is_dir
+from wanixfs.cli.options import Target
 from wanixfs.cli.session import over_tree
-from wanixfs.cli.tree import CHUNK, Target, Tree, naming, stream, write_all
+from wanixfs.cli.tree import CHUNK, Tree, naming, stream, write_all
 
 Tell = Callable[[int, int], None]
 """Told how many more bytes are to be copied, and how many have been."""
@@ -27,7 +28,10 @@ Copy = Callable[[Tree, Tell], Awaitable[None]]
 @click.argument("destination")
 @click.pass_obj
 def cp(target: Target, recursive: bool, source: str, destination: str) -> None:
-    """Copy FILE :/path into the tree, or :/path FILE out of it."""
+    """Copy into the tree or out of it.
+
+    `wanixfs cp FILE :/path` copies in, `wanixfs cp :/path FILE` out.
+    """
     if source.startswith(":") == destination.startswith(":"):
         raise click.UsageError("one of the two is a path of the tree, with a colon before it: FILE :/path, :/path FILE")
     if source.startswith(":"):

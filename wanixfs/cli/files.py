@@ -9,9 +9,10 @@ from functools import partial
 import click
 
 from vfs.node import StatResult, is_dir
+from wanixfs.cli.options import Target
 from wanixfs.cli.session import over_tree
 from wanixfs.cli.stdio import STDIN, STDOUT, chunks, show, write_fd
-from wanixfs.cli.tree import Target, Tree, each, naming, stream, write_all
+from wanixfs.cli.tree import Tree, each, naming, stream, write_all
 
 KINDS = {
     statmod.S_IFREG: "file",
@@ -88,7 +89,10 @@ async def list_names(path: str, tree: Tree, *, long: bool, as_json: bool) -> Non
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
 @click.pass_obj
 def cat(target: Target, paths: tuple[str, ...]) -> None:
-    """Write files of the tree to stdout; what has to be waited for is waited for."""
+    """Write files of the tree to stdout.
+
+    A stream is written as it comes, until it ends.
+    """
 
     async def action(tree: Tree) -> None:
         for path in paths:
@@ -105,9 +109,9 @@ def cat(target: Target, paths: tuple[str, ...]) -> None:
 @click.argument("words", metavar="[TEXT]...", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
 def write(target: Target, append: bool, path: str, words: tuple[str, ...]) -> None:
-    """Write TEXT and a newline to a file of the tree, or all of stdin without TEXT.
+    """Write to a file of the tree.
 
-    A file that does not exist is made where the tree lets it.
+    Writes TEXT and a newline, or all of stdin without TEXT. A file that does not exist is made where the tree lets it.
     """
     over_tree(target, partial(write_file, path, words, append=append))
 

@@ -14,9 +14,8 @@ from click.shell_completion import get_completion_class
 
 from wanixfs import doctor as checks
 from wanixfs.cli.failure import Failure
-from wanixfs.cli.options import SIZE
+from wanixfs.cli.options import SIZE, Target
 from wanixfs.cli.stdio import show
-from wanixfs.cli.tree import Target
 from wanixfs.config import Config, ConfigError, default_socket, default_state
 
 PATH = click.Path(path_type=Path)
@@ -94,7 +93,10 @@ def serve(
     spool_limit: int,
     uids: tuple[int, int],
 ) -> None:
-    """Serve the tree until SIGTERM or Ctrl-C, which end its tasks too (SIGHUP restarts the server and keeps them)."""
+    """Serve the tree.
+
+    SIGTERM and Ctrl-C end the server and its tasks; SIGHUP replaces the server and keeps them.
+    """
     from wanixfs.program import serve as serve_tree  # the one command that needs the whole house
 
     state = (state or default_state(os.environ, os.geteuid())).absolute()
@@ -123,7 +125,7 @@ def serve(
 @click.option("--json", "as_json", is_flag=True, help="One JSON array.")
 @click.pass_obj
 def doctor(target: Target, as_json: bool) -> None:
-    """Tell what this machine can do, what it cannot, and what to install.
+    """Tell what this machine can do and lacks.
 
     Exits with 1 when the server could not run here.
     """
@@ -139,7 +141,10 @@ def doctor(target: Target, as_json: bool) -> None:
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print the completion script of a shell: put `eval "$(wanixfs completion bash)"` into its start-up file."""
+    """Print the completion script of a shell.
+
+    Put `eval "$(wanixfs completion bash)"` into the shell's start-up file.
+    """
     root = click.get_current_context().find_root().command
     maker = get_completion_class(shell)
     assert maker is not None  # the choices are click's own

@@ -12,8 +12,9 @@ import trio
 from vfs.fuse import devfuse
 from vfs.ninep.client import Client
 from wanixfs.cli.failure import Failure
+from wanixfs.cli.options import Target
 from wanixfs.cli.session import attached, until_signal
-from wanixfs.cli.tree import Target
+from wanixfs.cli.stdio import STDERR
 
 READY = b"ready\n"
 
@@ -25,7 +26,7 @@ READY = b"ready\n"
 @click.argument("directory", metavar="DIR", type=click.Path(file_okay=False, exists=True, path_type=Path))
 @click.pass_obj
 def mount(target: Target, detach: bool, ready_fd: int | None, address: str, directory: Path) -> None:
-    """Mount the tree that ADDR serves on DIR, until Ctrl-C."""
+    """Mount a served tree until Ctrl-C."""
     elsewhere = Target(address, target.token)
     directory = directory.absolute()
     if detach:
@@ -40,6 +41,7 @@ async def serve_mount(target: Target, directory: Path, ready_fd: int | None) -> 
         if ready_fd is not None:
             os.write(ready_fd, READY)
             os.close(ready_fd)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), STDERR)  # whoever started us may wait for its end
         async with trio.open_nursery() as nursery:
             nursery.start_soon(fail_when_lost, client)
             await mounted.gone.wait()
@@ -47,7 +49,7 @@ async def serve_mount(target: Target, directory: Path, ready_fd: int | None) -> 
 
 
 async def fail_when_lost(client: Client) -> None:
-    raise await client.wait_lost()
+    raise Failure(f"unmounted: {await client.wait_lost()}")
 
 
 def start_detached(target: Target, directory: Path) -> None:
@@ -57,7 +59,12 @@ def start_detached(target: Target, directory: Path) -> None:
     environment = os.environ | ({"WANIXFS_TOKEN": target.token} if target.token else {})
     with open(read, "rb") as ready:
         child = subprocess.Popen(
-            command, env=environment, pass_fds=(write,), stdin=subprocess.DEVNULL, start_new_session=True
+            command,
+            env=environment,
+            pass_fds=(write,),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
         )
         os.close(write)
         if ready.read() != READY:
@@ -67,5 +74,5 @@ def start_detached(target: Target, directory: Path) -> None:
 @click.command()
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 def umount(directory: Path) -> None:
-    """Unmount what `wanixfs mount` or `wanixfs serve` has mounted on DIR."""
+    """Unmount a tree from DIR."""
     devfuse.unmount(directory.absolute())

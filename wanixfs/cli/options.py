@@ -10,6 +10,14 @@ from vfs.words import quote
 
 
 @dataclass(frozen=True, slots=True)
+class Target:
+    """Which server to talk to, and the token it wants (TCP)."""
+
+    address: str
+    token: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Bind:
     """One line of a namespace: what NEW names appears at OLD."""
 

@@ -17,11 +17,11 @@ from rich.text import Text
 from tasks import values
 from vfs.words import quote
 from wanixfs.cli.failure import describe
-from wanixfs.cli.options import SIGNAL
+from wanixfs.cli.options import SIGNAL, Target
 from wanixfs.cli.running import outputs
 from wanixfs.cli.session import over_tree
 from wanixfs.cli.stdio import printable
-from wanixfs.cli.tree import Target, Tree, each, naming
+from wanixfs.cli.tree import Tree, each, naming
 
 TICK = 2.0
 """Seconds between refreshes of `ps --watch` when nothing happens."""
@@ -152,7 +152,7 @@ async def watch_rows(tree: Tree, *, everything: bool, labels: bool) -> None:
 @click.argument("task", metavar="ID")
 @click.pass_obj
 def logs(target: Target, follow: bool, task: str) -> None:
-    """Show what a task has written: its stdout on ours, its stderr on ours."""
+    """Show what a task has written."""
     over_tree(target, lambda tree: outputs(tree, f"/task/{task}", wait=follow))
 
 
@@ -160,7 +160,7 @@ def logs(target: Target, follow: bool, task: str) -> None:
 @click.argument("task", metavar="ID")
 @click.pass_obj
 def wait(target: Target, task: str) -> None:
-    """Wait until a task has ended and exit with its code."""
+    """Wait for a task and exit with its code."""
 
     async def action(tree: Tree) -> int:
         return int(await tree.text(f"/task/{task}/wait"))

@@ -15,10 +15,10 @@ import trio
 from tasks.model import TYPES
 from vfs.words import quote
 from wanixfs.cli.failure import Failure, OutputGone
-from wanixfs.cli.options import ASSIGNMENT, BIND, SIZE, Bind
+from wanixfs.cli.options import ASSIGNMENT, BIND, SIZE, Bind, Target
 from wanixfs.cli.session import over_tree
 from wanixfs.cli.stdio import STDERR, STDIN, STDOUT, chunks, raw_terminal, show, terminal_size, write_fd
-from wanixfs.cli.tree import Target, Tree, naming, stream, write_all
+from wanixfs.cli.tree import Tree, naming, stream, write_all
 
 NOT_RUN = 125
 """Exit status of `run` itself, where 126 and 127 are what shells say of a program (as env(1) and chroot(1) do)."""
@@ -221,10 +221,10 @@ def run(
     detach: bool,
     argv: tuple[str, ...],
 ) -> None:
-    """Run a program as a task: its streams, signals and exit code are this command's.
+    """Run a program as a task.
 
-    Exits with the task's code (128+N when signal N ended it), 127 if the program is not in its namespace, 126 if it
-    cannot be run, 125 if the task could not be made.
+    Its streams, signals and exit code are this command's. Exits with the task's code (128+N when signal N ended it),
+    127 if the program is not in its namespace, 126 if it cannot be run, 125 if the task could not be made.
     """
     order = Order(
         argv=argv,
@@ -255,7 +255,10 @@ def shell(
     cwd: str | None,
     argv: tuple[str, ...],
 ) -> None:
-    """Open a shell inside the tree: a task that sees the init namespace, with /task at /task."""
+    """Open a shell inside the tree.
+
+    It is a task that sees the init namespace, with /task at /task.
+    """
     pty = os.isatty(STDIN)
     order = Order(
         argv=argv or ("/bin/sh",),
@@ -290,7 +293,7 @@ async def run_order(order: Order, tree: Tree, *, detach: bool = False) -> int:
 @click.argument("task", metavar="ID")
 @click.pass_obj
 def attach(target: Target, task: str) -> None:
-    """Join a running task's streams to this terminal, from now on.
+    """Join a running task's streams to this terminal.
 
     Ctrl-] leaves a task with a terminal, Ctrl-C one without; the task runs on.
     """

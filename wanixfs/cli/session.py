@@ -11,7 +11,8 @@ import trio
 
 from vfs.ninep.client import Client, connect
 from wanixfs.cli.failure import no_server
-from wanixfs.cli.tree import Target, Tree
+from wanixfs.cli.options import Target
+from wanixfs.cli.tree import Tree
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

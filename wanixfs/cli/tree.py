@@ -3,7 +3,6 @@
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from errno import EAGAIN
 from typing import TypeVar
 
@@ -22,14 +21,6 @@ ASKER = ROOT
 
 A = TypeVar("A")
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Which server to talk to, and the token it wants (TCP)."""
-
-    address: str
-    token: str | None = None
 
 
 class Tree:
