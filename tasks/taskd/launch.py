@@ -111,10 +111,8 @@ def spawn(spec: Spec, given: dict[int, int], terminal: int, around: Surroundings
     `given` maps its descriptor numbers to open descriptors, `terminal` is the slave side of its terminal or -1.
     The status pipe ends without a byte once exec succeeded; otherwise it holds what `failure` reads.
     """
-    status, report = os.pipe()
-    os.set_blocking(status, False)
-    init = 0
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    init, status, report = 0, -1, -1
     try:
         flags = 0
         if spec.plan:
@@ -122,16 +120,20 @@ def spawn(spec: Spec, given: dict[int, int], terminal: int, around: Surroundings
             init = _spawn_init(around)
         if spec.net == "none":
             flags |= syscalls.CLONE_NEWNET
+        status, report = os.pipe()  # only now: pid 1 must not have it
+        os.set_blocking(status, False)
         main = syscalls.clone3(flags, cgroup=spec.cgroup)
         if main == 0:
             _child(spec, given, terminal, around, report)
     except OSError:
-        os.close(status)
+        if status >= 0:
+            os.close(status)
         if init:
             os.kill(init, signal.SIGKILL)
         raise
     finally:
-        os.close(report)
+        if report >= 0:
+            os.close(report)
         if spec.plan:
             syscalls.setns(around.pid_namespace, syscalls.CLONE_NEWPID)
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)

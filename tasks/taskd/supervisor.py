@@ -269,6 +269,8 @@ class Supervisor:
                 task.terminal, terminal = os.openpty()
                 ours.append(terminal)
                 os.set_blocking(task.terminal, False)
+                if os.geteuid() == 0:
+                    os.fchown(terminal, spec.uid, spec.gid)
                 fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", *spec.pty, 0, 0))
                 for number in range(3):
                     given.setdefault(number, terminal)
@@ -305,6 +307,7 @@ class Supervisor:
                 task.spools.append(Spool(numbers, source, kept, spec.spool_limit, terminal=True))
                 continue
             source, write_end = os.pipe()
+            os.fchmod(write_end, 0o666)  # so that another user's task can open /dev/stdout; only it gets there
             ours.append(write_end)
             os.set_blocking(source, False)
             task.spools.append(Spool(numbers, source, kept, spec.spool_limit))
