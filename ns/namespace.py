@@ -233,18 +233,7 @@ class Namespace:
         directory with nothing behind it but binds.
         """
         start, path = await self._start(name, who)
-        if isinstance(start, Member):
-            return (start,)
-        chain = await walk_chain(start, path, who)
-        step, last = chain[-1]
-        if isinstance(last, Masked):
-            raise OSError(EACCES, "masked")
-        if isinstance(last, NsDir):
-            found = await last.sources(who)
-        else:
-            parent = chain[-2][1]
-            assert isinstance(parent, NsDir)
-            found = await parent.child_sources(step, who)
+        found = (start,) if isinstance(start, Member) else await self._sources(start, path, who)
         if not found:
             raise OSError(EINVAL, f"{name!r} only leads to binds: there is nothing of its own to bind")
         hidden = self.table.hidden
@@ -360,6 +349,17 @@ class Namespace:
 
         await self._cell.change(plan)
 
+    async def _sources(self, start: NsDir, path: str | list[str], who: Caller) -> Sequence[Member]:
+        chain = await walk_chain(start, path, who)
+        step, last = chain[-1]
+        if isinstance(last, Masked):
+            raise OSError(EACCES, "masked")
+        if isinstance(last, NsDir):
+            return await last.sources(who)
+        parent = chain[-2][1]
+        assert isinstance(parent, NsDir)
+        return await parent.child_sources(step, who)
+
     async def _start(self, name: str, who: Caller) -> tuple[NsDir | Member, str | list[str]]:
         """Return where the walk to `name` begins and what is left to walk; a member for a device that is a file."""
         if name[:1] != "#":
@@ -377,8 +377,6 @@ class Namespace:
                 raise OSError(EPERM, f"#{origin.device} may not be named here")
             top = replace(holder, node=await self.resolve(holder, who), create=False)
         rest = origin.below(top.origin)
-        if not self.table.hidden.isdisjoint(top.origin.upward()):
-            raise OSError(EACCES, "masked")
         if top.dir:
             return tree_dir(self, None, top, node_id("ns", self.label, "#")), rest
         if rest:

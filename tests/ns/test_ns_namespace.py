@@ -112,7 +112,8 @@ def test_mountpoints_grow_in_our_own_directories_and_never_in_a_tree():
 
 
 def test_old_is_kept_by_its_real_path():
-    ns = administrator(x={"real": {"m": {}}, "link": "real", "abs": "/x/real", "dangling": "nowhere"}, y={"f": b"y"})
+    links = {"link": "real", "abs": "/x/real", "far": "real/deep", "dangling": "nowhere"}
+    ns = administrator(x={"real": {"m": {}, "deep": {}}, "m": {}, **links}, y={"f": b"y"})
 
     async def main():
         await bind(ns, "#x", "/x")
@@ -121,6 +122,11 @@ def test_old_is_kept_by_its_real_path():
             assert [path for path, _ in ns.table.items()] == ["/x", "/x/real/m"]
             assert await read(ns, "/x/link/m/f") == b"y"
             await unbind(ns, old)
+        await bind(ns, "#y", "/x/m")
+        await bind(ns, "#y", "/x/far/../m")
+        assert [path for path, _ in ns.table.items()] == ["/x", "/x/m", "/x/real/m"]
+        await unbind(ns, "/x/far/../m")
+        assert [path for path, _ in ns.table.items()] == ["/x", "/x/m"]
         with refuses(ENOENT):
             await bind(ns, "#y", "/x/dangling")
         with refuses(ENOENT):
@@ -391,6 +397,37 @@ def test_a_path_s_mask_follows_the_thing_and_cannot_be_walked_around():
     trio.run(main)
 
 
+def test_a_mask_leaves_what_was_bound_from_inside_and_lets_nothing_more_out():
+    admin = administrator(host={"s": {"in": {"f": b"1", "g": b"2"}}})
+
+    async def main():
+        await bind(admin, "#host/s", "/s")
+        await bind(admin, "#host/s/in", "/in")
+        child = task(admin, "c")
+        await child.mask("/s", who=ROOT)
+        assert await everything(child.root) == {"s": {}, "in": {"f": b"1", "g": b"2"}}
+        for new in ("/in/f", "#host/s/in/f", "#host/s/in"):
+            with refuses(EACCES):
+                await bind(child, new, "/x")
+
+    trio.run(main)
+
+
+def test_a_mask_holds_through_another_namespace_s_root():
+    outer, inner = administrator("outer"), administrator("inner", y={"f": b"1"})
+
+    async def main():
+        await bind(inner, "#y", "/y")
+        outer._cell.table = EMPTY.bind("/task", [member("#root", node=inner.root)])
+        await outer.mask("#y", who=ROOT)
+        await bind(outer, "/task/y", "/before")
+        await outer.mask("#y/f", who=ROOT)
+        with refuses(EACCES):
+            await bind(outer, "/task/y/f", "/x")
+
+    trio.run(main)
+
+
 def test_only_the_administrator_takes_a_mask_away():
     admin = administrator(host={"s": {"f": b"1"}, "file": b"2"})
 
@@ -539,6 +576,11 @@ def test_no_way_to_another_table_lifts_a_mask():
         free = task(ns, "f")
         with refuses(EPERM):
             masked.join(free)
+        for part in (free.fork(free.devices, label="p", mask=["y"]), free.fork(free.devices, label="q")):
+            if "y" not in part.table.mask:
+                await part.mask("/x/s", who=ROOT)
+            with refuses(EPERM):
+                masked.join(part)
         masked.copy_from(free)
         assert (masked.table.mask, masked.table.hidden) == ({"y"}, {Origin("x", "s")})
         masked.clean()
@@ -630,8 +672,8 @@ class FakeTask:
             raise OSError(self.refuse_apply, "refused")
 
     async def revert(self, change: Change) -> None:
-        self.log.append(("revert", self.name, change.paths()))
         await trio.lowlevel.checkpoint()
+        self.log.append(("revert", self.name, change.paths()))
         if self.refuse_revert:
             raise OSError(self.refuse_revert, "refused")
 

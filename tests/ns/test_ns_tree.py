@@ -252,6 +252,22 @@ def test_read_only_and_writable_views_of_one_file_are_different_files_to_a_serve
     trio.run(main)
 
 
+def test_a_directory_bound_again_read_only_is_another_to_a_server_that_holds_the_first():
+    ns = administrator(x={"d": {}})
+
+    async def main():
+        await bind(ns, "#x", "/a")
+        before = await walk(ns.root, "/a/d", ROOT)
+        await bind(ns, "#x", "/a", readonly=True)
+        after = await walk(ns.root, "/a/d", ROOT)
+        assert before.id != after.id
+        await before.mkdir("by-an-old-cwd", 0o755, ROOT)
+        with refuses(EROFS):
+            await after.mkdir("new", 0o755, ROOT)
+
+    trio.run(main)
+
+
 def test_a_writable_file_keeps_its_identity_through_every_path():
     ns = administrator(x={"d": {"f": b""}})
 
@@ -547,6 +563,11 @@ def test_another_namespace_shows_as_a_directory_with_its_own_rules():
         await bind(outer, "/task/file", "/g")
         assert [str(m.origin) for path in ("/direct", "/g") for m in outer.table.members(path)] == ["#y", "#y/g"]
         assert outer.table.members("/direct")[0].readonly
+        await bind(inner, "#y", "/w")
+        outer._cell.table = outer.table.bind("/task", [member("#root", node=inner.root, readonly=True)])
+        for new, old in (("/task/w", "/w"), ("/task/w/g", "/wg"), ("/task/file", "/wf")):
+            await bind(outer, new, old)
+            assert outer.table.members(old)[0].readonly
         await unbind(inner, "/y")
         await unbind(inner, "/file")
         assert await read(outer, "/direct/g") == b"2"
