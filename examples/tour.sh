@@ -6,8 +6,8 @@ cd "${1:?usage: tour.sh DIR}"
 
 say() { printf '\n# %s\n' "$*"; }
 
-# type COMMAND: show it as if typed here, and run it.
-type() {
+# run COMMAND: show it as if typed here, and run it.
+run() {
     printf '$ %s\n' "$1"
     eval "$1"
 }
@@ -21,66 +21,66 @@ expect() {
 }
 
 say 'Reading "new" allocates a task; the number names its directory.'
-type 'id=$(cat task/new); echo $id'
+run 'id=$(cat task/new); echo $id'
 expect 'cat task/$id/status' allocated
 
 say 'It is configured by writing files, and every control file is its own manual.'
-type 'head -4 task/$id/ctl'
-type 'echo "cmd /bin/sh -c '\''echo hello from $GREETER; echo trouble >&2; exit 3'\''" > task/$id/ctl'
-type 'echo "PATH=/bin:/usr/bin" > task/$id/env'
-type 'echo "GREETER=tour" > task/$id/env'
+run 'head -4 task/$id/ctl'
+run 'echo "cmd /bin/sh -c '\''echo hello from \$GREETER; echo trouble >&2; exit 3'\''" > task/$id/ctl'
+run 'echo "PATH=/bin:/usr/bin" > task/$id/env'
+run 'echo "GREETER=tour" > task/$id/env'
 expect 'cat task/$id/env' 'GREETER=tour
 PATH=/bin:/usr/bin'
-type 'echo /tmp > task/$id/cwd'
+run 'echo /tmp > task/$id/cwd'
 
 say 'A refused command is an error of that very write.'
-type 'echo "memlimit lots" > task/$id/ctl || echo refused'
-type 'echo "memlimit 100M" > task/$id/ctl'
-type 'echo "nice 10" > task/$id/ctl'
+run 'echo "memlimit lots" > task/$id/ctl || echo refused'
+run 'echo "memlimit 100M" > task/$id/ctl'
+run 'echo "nice 10" > task/$id/ctl'
 
 say 'Start it, read what it wrote, wait for its exit code.'
-type 'echo start > task/$id/ctl'
+run 'echo start > task/$id/ctl'
 expect 'cat task/$id/fd/1' 'hello from tour'
 expect 'cat task/$id/fd/2' trouble
 expect 'cat task/$id/wait' 3
 expect 'cat task/$id/status' exited
 
 say 'Its namespace is its own: what is bound there is there, what is unbound is not.'
-type 'mkdir -p tmp/shared && echo "from outside" > tmp/shared/note'
-type 'id=$(cat task/new)'
-type 'echo "bind /tmp/shared /mnt" > task/$id/ns/ctl'
-type 'echo "cmd cat /mnt/note" > task/$id/ctl'
-type 'echo start > task/$id/ctl'
+run 'mkdir -p tmp/shared && echo "from outside" > tmp/shared/note'
+run 'id=$(cat task/new)'
+run 'echo "bind /tmp/shared /mnt" > task/$id/ns/ctl'
+run 'echo "cmd cat /mnt/note" > task/$id/ctl'
+run 'echo start > task/$id/ctl'
 expect 'cat task/$id/fd/1' 'from outside'
 
 say 'A task that runs is seen, paused, and killed.'
-type 'id=$(cat task/new)'
-type 'echo "cmd sleep 1000" > task/$id/ctl'
-type 'echo start > task/$id/ctl'
+run 'id=$(cat task/new)'
+run 'echo "cmd sleep 1000" > task/$id/ctl'
+run 'echo start > task/$id/ctl'
 expect 'cat task/$id/status' running
-type 'echo pause > task/$id/ctl'
+run 'echo pause > task/$id/ctl'
 expect 'cat task/$id/status' stopped
-type 'echo resume > task/$id/ctl'
-type 'cat task/$id/stat/mem'
-type 'echo "kill 15" > task/$id/ctl'
+run 'echo resume > task/$id/ctl'
+run 'cat task/$id/stat/mem'
+run 'echo "kill 15" > task/$id/ctl'
 expect 'cat task/$id/wait' 143
 
 say 'Output goes where its descriptor points.'
-type 'id=$(cat task/new)'
-type 'echo "dup /tmp/output.log" > task/$id/fd/1ctl'
-type 'echo "cmd echo kept" > task/$id/ctl'
-type 'echo start > task/$id/ctl'
+run 'id=$(cat task/new)'
+run 'echo "dup /tmp/output.log" > task/$id/fd/1ctl'
+run 'echo "cmd echo kept" > task/$id/ctl'
+run 'echo start > task/$id/ctl'
 expect 'cat task/$id/wait' 0
 expect 'cat tmp/output.log' kept
 
 say 'Two tasks talk through a pipe.'
-type 'pipe=$(cat cap/new/pipe)'
-type 'from=$(cat task/new); to=$(cat task/new)'
-type 'echo "dup /cap/$pipe/w" > task/$from/fd/1ctl'
-type 'echo "dup /cap/$pipe/r" > task/$to/fd/0ctl'
-type 'echo "cmd printf '\''b\\na\\n'\''" > task/$from/ctl'
-type 'echo "cmd sort" > task/$to/ctl'
-type 'echo start > task/$to/ctl; echo start > task/$from/ctl'
+run 'pipe=$(cat cap/new/pipe)'
+run 'from=$(cat task/new); to=$(cat task/new)'
+run 'echo "dup /cap/$pipe/w" > task/$from/fd/1ctl'
+run 'echo "dup /cap/$pipe/r" > task/$to/fd/0ctl'
+run 'echo "cmd printf '\''b\\na\\n'\''" > task/$from/ctl'
+run 'echo "cmd sort" > task/$to/ctl'
+run 'echo start > task/$to/ctl; echo start > task/$from/ctl'
 expect 'cat task/$to/fd/1' 'a
 b'
 
