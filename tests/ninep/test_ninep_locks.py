@@ -1,6 +1,7 @@
 """Byte-range locks: what fcntl(2) promises, judged also by a model that knows every byte."""
 
 from errno import EDEADLK, EINVAL, ENOLCK
+from itertools import pairwise
 
 import pytest
 import trio
@@ -177,6 +178,6 @@ def test_any_sequence_of_locks_gives_what_a_model_of_single_bytes_gives(steps):
         seen = {(b, held.owner): held.kind for held in table._held.get(7, ()) for b in range(held.start, held.end)}
         assert seen == model
         ranges = sorted((held.owner, held.start, held.end, held.kind) for held in table._held.get(7, ()))
-        for one, two in zip(ranges, ranges[1:], strict=False):
+        for one, two in pairwise(ranges):
             assert one[0] != two[0] or one[2] < two[1] or (one[2] == two[1] and one[3] != two[3]), "not joined"
         assert table._count == len(ranges)
