@@ -156,7 +156,7 @@ def main() -> None:
         make_host_tree(top)
         me = [sys.executable, __file__, "--serve"]
         ours = stack.enter_context(running([*me, "memory", f"{work}/ours", str(top)], work / "ours"))
-        theirs = stack.enter_context(running([str(peer), "-f", f"{work}/theirs"], work / "theirs"))
+        theirs = stack.enter_context(running([str(peer), "-f", "-o", "default_permissions,allow_other", f"{work}/theirs"], work / "theirs"))
         stack.enter_context(running([*me, "host", f"{work}/host", str(top)], work / "host"))
 
         table = Table("operation", "clients", title="FUSE server, CPU us per operation")

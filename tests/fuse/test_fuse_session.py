@@ -161,8 +161,9 @@ def test_every_reply_has_the_size_that_the_kernel_expects():
     sizes = {
         "IN_HEADER": 40,
         "OUT_HEADER": 16,
-        "ATTR_OUT": 104,
-        "ENTRY_OUT": 128,
+        "ATTR": 88,
+        "ATTR_HEAD": 16,
+        "ENTRY_HEAD": 40,
         "OPEN_OUT": 16,
         "INIT_OUT": 64,
         "STATFS_OUT": 80,

@@ -11,8 +11,8 @@ import os
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from errno import EAGAIN, EBUSY, ECONNABORTED, EINTR, EINVAL, EIO, ENODEV, ENOENT, EPERM
+from contextlib import asynccontextmanager, suppress
+from errno import EBUSY, ECONNABORTED, EINTR, EINVAL, EIO, ENODEV, ENOENT, EPERM
 from functools import partial
 from pathlib import Path
 from struct import Struct
@@ -20,6 +20,7 @@ from struct import Struct
 import trio
 
 from vfs.errors import log
+from vfs.fuse.idle import Idle
 from vfs.fuse.journal import Journal
 from vfs.fuse.messages import MAX_IO, OUT_HEADER
 from vfs.fuse.session import Session, Transport
@@ -157,23 +158,30 @@ def backing_close(fd: int, backing: int) -> None:
     fcntl.ioctl(fd, IOC_BACKING_CLOSE, bytearray(backing.to_bytes(4, "little")), True)
 
 
-def send(fd: int, *parts: bytes | memoryview) -> None:
-    """Write one reply or message, whole. One that the kernel no longer waits for is dropped."""
-    try:
-        if len(parts) == 1:
-            os.write(fd, parts[0])
-        else:
-            os.writev(fd, parts)
-    except OSError as error:
-        if error.errno in (ENOENT, ENODEV, ECONNABORTED, EPERM):
-            return
+def sender(fd: int) -> Callable[..., None]:
+    """Return a function that writes one reply or message to `fd`, whole, in one or two parts.
+
+    One that the kernel no longer waits for is dropped.
+    """
+
+    def send(*parts: bytes | memoryview) -> None:
+        try:
+            if len(parts) == 1:
+                os.write(fd, parts[0])
+            else:
+                os.writev(fd, parts)
+        except OSError as error:
+            if error.errno not in (ENOENT, ENODEV, ECONNABORTED, EPERM):
+                refused(error, parts)
+
+    def refused(error: OSError, parts: tuple[bytes | memoryview, ...]) -> None:
         _, code, unique = OUT_HEADER.unpack_from(parts[0])
         log("reply refused by the kernel", errno=error.errno, code=code, size=sum(map(len, parts)))
         if unique:  # someone waits for it
-            try:
+            with suppress(OSError):
                 os.write(fd, OUT_HEADER.pack(OUT_HEADER.size, -EIO, unique))
-            except OSError:
-                pass
+
+    return send
 
 
 async def serve(fd: int, session: Session) -> None:
@@ -182,41 +190,43 @@ async def serve(fd: int, session: Session) -> None:
     Cancelling leaves requests unanswered in the kernel, for the next server that is given `fd`.
     """
     os.set_blocking(fd, False)
-    reply = partial(send, fd)
+    send = sender(fd)
     try:
         async with trio.open_nursery() as nursery:
             session.attach(
                 Transport(
                     spawn=nursery.start_soon,
-                    notify=reply,
+                    notify=send,
                     backing_open=partial(backing_open, fd),
                     backing_close=partial(backing_close, fd),
                 )
             )
-            await _answer(fd, session.receive, reply)
+            await _answer(fd, session.receive, send)
             nursery.cancel_scope.cancel()
     finally:
         session.close()
 
 
-async def _answer(fd: int, receive: Callable[..., bool], reply: Callable[..., None]) -> None:
+async def _answer(fd: int, receive: Callable[..., bool], send: Callable[..., None]) -> None:
     buffer = memoryview(bytearray(BUFFER))
     buffers = [buffer]
     readv = os.readv
+    idle = Idle(fd)
     while True:
-        try:
-            for _ in range(TURN):
-                if receive(buffer[: readv(fd, buffers)], reply):
+        for _ in range(TURN):
+            try:
+                size = readv(fd, buffers)
+            except BlockingIOError:
+                await idle.readable()
+            except OSError as error:
+                if error.errno in (ENODEV, ECONNABORTED):
+                    return
+                if error.errno not in (EINTR, ENOENT):  # ENOENT: taken back while it was read
+                    raise
+            else:
+                if receive(buffer[:size], send):
                     buffers[0] = buffer = memoryview(bytearray(BUFFER))
-        except OSError as error:
-            if error.errno == EAGAIN:
-                await trio.lowlevel.wait_readable(fd)
-            elif error.errno in (ENODEV, ECONNABORTED):
-                return
-            elif error.errno not in (EINTR, ENOENT):  # ENOENT: taken back while it was read
-                raise
-        else:
-            await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint()
 
 
 class Mount:
@@ -240,7 +250,7 @@ class Mount:
 
     async def _tell(self, message: bytes) -> None:
         # In a thread: the kernel may hold it until a request is answered, which takes the thread we are in.
-        await trio.to_thread.run_sync(send, self.fd, message, abandon_on_cancel=True)
+        await trio.to_thread.run_sync(sender(self.fd), message, abandon_on_cancel=True)
 
 
 @asynccontextmanager

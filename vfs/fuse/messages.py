@@ -5,10 +5,12 @@ the machine; both sides run on the same one.
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from errno import EINVAL
 from struct import Struct
+from struct import error as StructError
 from typing import Any
 
 from vfs.node import StatFs, StatResult, check_name
@@ -106,11 +108,12 @@ class Init:
 
 
 class Fopen:
-    """Flags of an OPEN reply."""
+    """Flags of a reply to OPEN, CREATE and OPENDIR."""
 
     DIRECT_IO = 1 << 0
     KEEP_CACHE = 1 << 1
     NONSEEKABLE = 1 << 2
+    CACHE_DIR = 1 << 3
     STREAM = 1 << 4
     NOFLUSH = 1 << 5
     PASSTHROUGH = 1 << 7
@@ -153,8 +156,9 @@ RELEASE_IN = Struct("=Q4xIQ")  # fh release_flags lock_owner
 FSYNC_IN = Struct("=QI4x")  # fh flags
 LK_IN = Struct("=QQQQIII4x")  # fh owner start end type pid lk_flags
 
-ATTR_OUT = Struct("=QII QQQqqqIIIIIIIIII")  # valid valid_nsec dummy, attr
-ENTRY_OUT = Struct("=QQQQII QQQqqqIIIIIIIIII")  # nodeid generation entry_valid attr_valid and their nsec, attr
+ATTR = Struct("=QQQqqqIIIIIIIIII")  # ino size blocks, times, their ns, mode nlink uid gid rdev blksize flags
+ATTR_HEAD = Struct("=QII")  # valid valid_nsec dummy, then an attr
+ENTRY_HEAD = Struct("=QQQQII")  # nodeid generation entry_valid attr_valid and their nsec, then an attr
 OPEN_OUT = Struct("=QIi")  # fh open_flags backing_id
 INIT_OUT = Struct("=IIIIHHIIHHII24x")
 STATFS_OUT = Struct("=QQQQQIII28x")
@@ -164,7 +168,9 @@ INVAL_INODE = Struct("=Qqq")  # nodeid offset length
 INVAL_ENTRY = Struct("=QII")  # parent namelen flags, then the name and a NUL
 FORGET_ONE = Struct("=QQ")  # nodeid nlookup
 
-NO_ENTRY = bytes(ENTRY_OUT.size)
+UNCACHED = bytes(ATTR_HEAD.size)
+ENTRY_SIZE = ENTRY_HEAD.size + ATTR.size
+NO_ENTRY = bytes(ENTRY_SIZE)
 """What READDIRPLUS carries where it tells the kernel nothing about an entry."""
 
 
@@ -233,35 +239,49 @@ COPIED = 1 << 16
 """Data up to so many bytes is copied out of its frame; more stays in it, so the frame belongs to who waits with it."""
 
 
-def decode(layout: Layout, frame: memoryview) -> tuple[Any, ...]:
-    """Return the fields, names, string and data that follow the header of a whole request.
+def decoder(layout: Layout) -> Callable[[memoryview], tuple[Any, ...]]:
+    """Return what decodes a whole request: its fields, names, string and data, as they follow the header.
 
-    EINVAL for a body that is too short or strings that are not as many, not ended or not file names;
+    It raises EINVAL for a body that is too short or strings that are not as many, not ended or not file names, and
     ENAMETOOLONG for a name longer than 255 bytes.
     """
-    body = layout.body
-    start = IN_HEADER.size + body.size
-    if len(frame) < start:
-        raise OSError(EINVAL, "request is too short")
-    fields = body.unpack_from(frame, IN_HEADER.size)
-    if layout.names == 1 and not layout.text:
+    header = IN_HEADER.size
+    unpack = layout.body.unpack_from
+    start = header + layout.body.size
+    strings = layout.names + layout.text
+
+    def fixed(frame: memoryview) -> tuple[Any, ...]:
+        try:
+            return unpack(frame, header)
+        except StructError as error:
+            raise OSError(EINVAL, "request is too short") from error
+
+    def with_name(frame: memoryview) -> tuple[Any, ...]:
+        fields = fixed(frame)
         if frame[-1]:
             raise OSError(EINVAL, "name is not ended")
         return *fields, check_name(str(frame[start:-1], "utf-8", "surrogateescape"))
-    strings = layout.names + layout.text
-    if strings:
-        rest = bytes(frame[start:])
-        *texts, tail = rest.split(b"\0", strings)
+
+    def with_data(frame: memoryview) -> tuple[Any, ...]:
+        fields = fixed(frame)
+        data = frame[start:]
+        return *fields, bytes(data) if len(data) <= COPIED else data
+
+    def with_strings(frame: memoryview) -> tuple[Any, ...]:
+        fields = fixed(frame)
+        *texts, tail = bytes(frame[start:]).split(b"\0", strings)
         if len(texts) != strings or (tail and not layout.data):
             raise OSError(EINVAL, "strings are not as many as they should be")
         decoded = [text.decode("utf-8", "surrogateescape") for text in texts]
         for name in decoded[: layout.names]:
             check_name(name)
         return (*fields, *decoded, tail) if layout.data else (*fields, *decoded)
-    if layout.data:
-        data = frame[start:]
-        return *fields, bytes(data) if len(data) <= COPIED else data
-    return fields
+
+    if strings == 1 and layout.names and not layout.data:
+        return with_name
+    if strings:
+        return with_strings
+    return with_data if layout.data else fixed
 
 
 def encode(name: str) -> bytes:
@@ -269,10 +289,11 @@ def encode(name: str) -> bytes:
     return name.encode("utf-8", "surrogateescape")
 
 
-def _attr(st: StatResult, ino: int) -> tuple[int, ...]:
+def attr(st: StatResult, ino: int) -> bytes:
+    """Pack attributes; `ino` is shown where `st` has none."""
     atime, mtime, ctime = st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns
-    return (
-        ino,
+    return ATTR.pack(
+        st.st_ino or ino,
         st.st_size,
         st.st_blocks,
         atime // 1_000_000_000,
@@ -298,18 +319,18 @@ def timeout(seconds: float) -> tuple[int, int]:
 
 
 def attr_out(st: StatResult, ino: int, cache_seconds: float) -> bytes:
-    """Pack the reply to GETATTR and SETATTR; `ino` is shown where `st` has none."""
+    """Pack the reply to GETATTR and SETATTR."""
     if not cache_seconds:
-        return ATTR_OUT.pack(0, 0, 0, *_attr(st, st.st_ino or ino))
-    return ATTR_OUT.pack(*timeout(cache_seconds), 0, *_attr(st, st.st_ino or ino))
+        return UNCACHED + attr(st, ino)
+    return ATTR_HEAD.pack(*timeout(cache_seconds), 0) + attr(st, ino)
 
 
 def entry_out(st: StatResult, nodeid: int, ino: int, entry_seconds: float, attr_seconds: float) -> bytes:
     """Pack the reply to LOOKUP and to what makes nodes."""
     if not attr_seconds:
-        return ENTRY_OUT.pack(nodeid, 0, 0, 0, 0, 0, *_attr(st, st.st_ino or ino))
+        return ENTRY_HEAD.pack(nodeid, 0, 0, 0, 0, 0) + attr(st, ino)
     name, attributes = timeout(entry_seconds), timeout(attr_seconds)
-    return ENTRY_OUT.pack(nodeid, 0, name[0], attributes[0], name[1], attributes[1], *_attr(st, st.st_ino or ino))
+    return ENTRY_HEAD.pack(nodeid, 0, name[0], attributes[0], name[1], attributes[1]) + attr(st, ino)
 
 
 def statfs_out(figures: StatFs) -> bytes:

@@ -9,6 +9,7 @@ the reply: b"" where success says it all, None where no reply is due. Modes are 
 (`default_permissions`).
 """
 
+import math
 import os
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -19,7 +20,7 @@ from typing import Any, Final, TypeVar
 from vfs.access import check
 from vfs.fuse.journal import Agreed, Journal, Opened
 from vfs.fuse.messages import (
-    ENTRY_OUT,
+    ENTRY_HEAD,
     FORGET_ONE,
     FSYNC_DATASYNC,
     INVAL_INODE,
@@ -67,13 +68,15 @@ T = TypeVar("T")
 class Inode:
     """A node that the kernel has a number for."""
 
-    __slots__ = ("lookups", "node", "settled")
+    __slots__ = ("listed", "lookups", "node", "settled")
 
     def __init__(self, node: Node) -> None:
         self.node = node
         self.lookups = 0
         self.settled: int | None = None
-        """The ctime at which the kernel's cached pages surely are the file's, or None."""
+        """The ctime at which the kernel's cached pages (or names) surely are the node's, or None."""
+        self.listed = -math.inf
+        """When the kernel was last told all about a directory's entries, by time.monotonic()."""
 
 
 class OpenFile:
@@ -262,7 +265,11 @@ class Operations:
 
     async def lookup(self, nodeid: int, who: Caller, name: str) -> Body:
         directory = self.inodes.get(nodeid) or await self._recall(nodeid)
-        return await self._entry(nodeid, name, await self._child(nodeid, directory, name, who))
+        if nodeid == ROOT_ID and name == VIEWS:
+            node = await self._child(nodeid, directory, name, who)
+        else:
+            node = await directory.node.lookup(name, who)
+        return self._known(nodeid, name, node, await node.stat())
 
     async def forget(self, nodeid: int, who: Caller, lookups: int) -> Body:
         self._forget(nodeid, lookups)
@@ -428,7 +435,7 @@ class Operations:
         except BaseException:
             handle.close()
             raise
-        child = ENTRY_OUT.unpack_from(entry)[0]
+        child = ENTRY_HEAD.unpack_from(entry)[0]
         try:
             return entry + await self._opened(child, self.inodes[child], handle, flags, open_flags, who)
         except BaseException:
@@ -677,9 +684,15 @@ class Operations:
     async def opendir(self, nodeid: int, who: Caller) -> Body:
         if len(self.dirs) >= self._max_files:
             raise OSError(ENFILE, "too many open directories")
+        inode = self.inodes.get(nodeid) or await self._recall(nodeid)
+        how = 0
+        if seconds := inode.node.cache_seconds:
+            # While the kernel may still trust the entries it may keep the names, else it should be told anew.
+            kept = await self._is_settled(inode) and time.monotonic() - inode.listed < seconds
+            how = Fopen.CACHE_DIR | Fopen.KEEP_CACHE if kept else Fopen.CACHE_DIR
         fh = self._number()
         self.dirs[fh] = OpenDir()
-        return OPEN_OUT.pack(fh, 0, 0)
+        return OPEN_OUT.pack(fh, how, 0)
 
     async def readdir(self, nodeid: int, who: Caller, fh: int, offset: int, size: int, flags: int) -> Body:
         entries = await self._entries(nodeid, who, fh, offset)
@@ -694,8 +707,11 @@ class Operations:
 
     async def readdirplus(self, nodeid: int, who: Caller, fh: int, offset: int, size: int, flags: int) -> Body:
         """As readdir, with what LOOKUP would say of each entry where the kernel may cache it."""
+        inode = self.inodes.get(nodeid) or await self._recall(nodeid)
+        node = inode.node
+        if offset == 0:
+            inode.listed = time.monotonic()
         entries = await self._entries(nodeid, who, fh, offset)
-        node = (self.inodes.get(nodeid) or await self._recall(nodeid)).node
         room = min(size, MAX_IO)
         found: list[tuple[Node, StatResult] | None] = []
         for index in range(offset, len(entries)):

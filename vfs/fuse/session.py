@@ -33,13 +33,13 @@ from vfs.fuse.messages import (
     Layout,
     Notify,
     Op,
-    decode,
+    decoder,
     encode,
 )
 from vfs.fuse.operations import Body, Operations
 from vfs.inline import PENDING, resume, start
 from vfs.locks import LockTable
-from vfs.node import ROOT, Caller, Node
+from vfs.node import Caller, Node
 
 WANTED = (
     Init.ASYNC_READ
@@ -60,7 +60,12 @@ MAX_PAGES = MAX_IO // 4096
 JOINED = 16 << 10
 """A reply's body up to so many bytes is joined to its header; a larger one is sent as it is, uncopied."""
 
+MAX_CALLERS = 1024
+
 Handler = Callable[..., Coroutine[Any, Any, Body]]
+Decoder = Callable[[memoryview], tuple[Any, ...]]
+_pack_header = OUT_HEADER.pack
+_HEADER = OUT_HEADER.size
 
 
 class Send(Protocol):
@@ -121,7 +126,7 @@ class Session:
         self._stack_depth = stack_depth
         self._max_waiting = max_waiting
         self._waiting: dict[int, Waiting] = {}
-        self._who = ROOT
+        self._callers: dict[tuple[int, int, int], Caller] = {}
         self._transport: Transport | None = None
         self._operations = Operations(
             root,
@@ -132,7 +137,8 @@ class Session:
             max_files=max_files,
             interrupt=self._interrupt_file,
         )
-        self._handlers: dict[int, tuple[Handler, Layout]] = {Op.INIT: (self._init, REQUESTS[Op.INIT])}
+        self._handlers: dict[int, tuple[Handler, Decoder, bool]] = {}
+        self._serve(Op.INIT, self._init)
         self.heir = False
         """Whether this session goes on with what an earlier one began."""
         known = agreed or (journal.agreed if journal else None)
@@ -172,29 +178,34 @@ class Session:
         Whatever the bytes are, nothing is raised. Returns whether `frame` is still in use: then it must not be
         written to again.
         """
-        if len(frame) < IN_HEADER.size:
+        size = len(frame)
+        if size < IN_HEADER.size:
             return False  # no number to answer to
         length, opcode, unique, nodeid, uid, gid, pid, _, _ = IN_HEADER.unpack_from(frame)
-        handler, layout = self._handlers.get(opcode, UNSERVED)
-        who = self._who
-        if who.uid != uid or who.gid != gid or who.pid != pid:
-            who = self._who = Caller(uid, gid, frozenset(), pid)
+        handler, decode, has_data = self._handlers.get(opcode, UNSERVED)
         try:
-            if length != len(frame) or (self._waiting and unique in self._waiting):
+            if length != size or (self._waiting and unique in self._waiting):
                 raise OSError(EINVAL, "wrong length, or a number that is in use")
-            fields = decode(layout, frame)
+            who = self._callers.get((uid, gid, pid)) or self._caller(uid, gid, pid)
+            fields = decode(frame)
             call = handler(nodeid, who, *fields)
             body = start(call)
             if body is PENDING:
                 self._wait(unique, opcode, fields, call, send)
-                return layout.data and len(frame) > COPIED
+                return has_data and size > COPIED
+            if body is not None:
+                reply(send, unique, body)  # type: ignore[arg-type]
         except Exception as error:
             if opcode not in UNANSWERED:
-                self._refuse(send, unique, opcode, error)
-            return False
-        if body is not None:
-            self._reply(send, unique, body)  # type: ignore[arg-type]
+                refuse(send, unique, error)
         return False
+
+    def _caller(self, uid: int, gid: int, pid: int) -> Caller:
+        """Return who asks, one object for many requests. Supplementary groups are the kernel's business."""
+        if len(self._callers) >= MAX_CALLERS:
+            self._callers.clear()
+        who = self._callers[uid, gid, pid] = Caller(uid, gid, frozenset(), pid)
+        return who
 
     def _wait(
         self, unique: int, opcode: int, fields: tuple[Any, ...], call: Coroutine[Any, Any, Body], send: Send
@@ -217,41 +228,27 @@ class Session:
         except Exception as error:
             del self._waiting[unique]
             if waiting.opcode not in UNANSWERED:
-                self._refuse(send, unique, waiting.opcode, error)
+                refuse(send, unique, error)
             return
         except BaseException:
             del self._waiting[unique]
             raise
         del self._waiting[unique]
         if waiting.scope.cancelled_caught:
-            self._refuse(send, unique, waiting.opcode, OSError(EINTR, "interrupted"))
+            refuse(send, unique, OSError(EINTR, "interrupted"))
         elif body is not None:
-            self._reply(send, unique, body)
-
-    @staticmethod
-    def _reply(send: Send, unique: int, body: bytes | memoryview) -> None:
-        if len(body) <= JOINED:
-            send(OUT_HEADER.pack(OUT_HEADER.size + len(body), 0, unique) + body)
-        else:
-            send(OUT_HEADER.pack(OUT_HEADER.size + len(body), 0, unique), body)
-
-    @staticmethod
-    def _refuse(send: Send, unique: int, opcode: int, error: Exception) -> None:
-        number = errno_of(error, f"fuse opcode {opcode}")
-        if number == ENOSYS and not isinstance(error, Unserved):
-            number = ENOTSUP  # the kernel takes ENOSYS to mean: never, for no file of this mount
-        if not 0 < number < 512:
-            number = EIO
-        send(OUT_HEADER.pack(OUT_HEADER.size, -number, unique))
+            reply(send, unique, body)
 
     # The requests that are about the connection itself
 
     def _serve_all(self) -> None:
-        for opcode, layout in REQUESTS.items():
+        for opcode in REQUESTS:
             name = opcode.name.lower()
-            handler = getattr(self._operations, name, None) or getattr(self, f"_{name}", None)
-            if handler is not None:
-                self._handlers[opcode] = (handler, layout)
+            self._serve(opcode, getattr(self._operations, name, None) or getattr(self, f"_{name}"))
+
+    def _serve(self, opcode: Op, handler: Handler) -> None:
+        layout = REQUESTS[opcode]
+        self._handlers[opcode] = (handler, decoder(layout), layout.data)
 
     async def _init(
         self, nodeid: int, who: Caller, major: int, minor: int, readahead: int, flags: int, more: bytes
@@ -303,34 +300,54 @@ class Session:
 
     @staticmethod
     def _notify(notify: Callable[[bytes], None], code: int, body: bytes) -> None:
-        notify(_message(code, body))
+        notify(message(code, body))
 
     def stale_node(self, id: int) -> bytes:
         """Return the message that makes the kernel drop what it caches of a node: attributes and pages.
 
         Send it from a thread other than the one that answers requests: the kernel may wait for an answer first.
         """
-        return _message(Notify.INVAL_INODE, INVAL_INODE.pack(self._nodeid(id), 0, 0))
+        return message(Notify.INVAL_INODE, INVAL_INODE.pack(self._nodeid(id), 0, 0))
 
     def stale_entry(self, parent: int, name: str) -> bytes:
         """Return the message that makes the kernel look `name` up again; send it as `stale_node` says."""
         raw = encode(name)
-        return _message(Notify.INVAL_ENTRY, INVAL_ENTRY.pack(self._nodeid(parent), len(raw), 0) + raw + b"\0")
+        return message(Notify.INVAL_ENTRY, INVAL_ENTRY.pack(self._nodeid(parent), len(raw), 0) + raw + b"\0")
 
     def _nodeid(self, id: int) -> int:
         return ROOT_ID if id == self._root_id else id
+
+
+def reply(send: Send, unique: int, body: bytes | memoryview) -> None:
+    """Send what a request gave."""
+    size = len(body)
+    if size <= JOINED:
+        send(_pack_header(_HEADER + size, 0, unique) + body)
+    else:
+        send(_pack_header(_HEADER + size, 0, unique), body)
+
+
+def refuse(send: Send, unique: int, error: Exception) -> None:
+    """Send the errno of what went wrong."""
+    number = errno_of(error, "fuse")
+    if number == ENOSYS and not isinstance(error, Unserved):
+        number = ENOTSUP  # the kernel takes ENOSYS to mean: never, for no file of this mount
+    if not 0 < number < 512:
+        number = EIO
+    send(_pack_header(_HEADER, -number, unique))
+
+
+def message(code: int, body: bytes) -> bytes:
+    """Pack what the kernel is told unasked."""
+    return _pack_header(_HEADER + len(body), code, 0) + body
 
 
 class Unserved(OSError):
     """A request of a kind that is not served at all."""
 
 
-async def _unserved(nodeid: int, who: Caller, data: memoryview) -> Body:
+async def _unserved(nodeid: int, who: Caller) -> Body:
     raise Unserved(ENOSYS, "not served")
 
 
-UNSERVED: tuple[Handler, Layout] = (_unserved, Layout(data=True))
-
-
-def _message(code: int, body: bytes) -> bytes:
-    return OUT_HEADER.pack(OUT_HEADER.size + len(body), code, 0) + body
+UNSERVED: tuple[Handler, Decoder, bool] = (_unserved, decoder(Layout()), False)
