@@ -85,7 +85,10 @@ class Spec:
         join = table(message, "join")
         self.join = [fd(join, name) for name in join]
         self.net = text(message, "net", 16, "host")
-        self.seccomp = bytes.fromhex(text(message, "seccomp", 1 << 16, ""))
+        try:
+            self.seccomp = bytes.fromhex(text(message, "seccomp", 1 << 16, ""))
+        except ValueError:
+            raise OSError(EINVAL, "seccomp: not hexadecimal") from None
         self.plan = root.Plan(table(message, "root")) if message.get("root") is not None else None
 
 

@@ -5,7 +5,7 @@ import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from errno import EINVAL, ENOTSUP, ESRCH
+from errno import EEXIST, EINVAL, ENOTSUP, ESRCH
 from pathlib import Path
 
 import trio
@@ -54,6 +54,8 @@ class LinuxDriver:
 
     async def start(self, launch: Launch) -> int:
         task = launch.id
+        if task in self._known:
+            raise OSError(EEXIST, "a task of this id is known")
         group = self._new_group(task, launch.limits)
         self._known.add(task)
         opened: list[int] = []
