@@ -1,12 +1,13 @@
 """Makes the views of a node, and the namespace that belongs to each."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from weakref import WeakValueDictionary
 
 from ns.namespace import Namespace
-from ns.table import BindTable
+from ns.table import BindTable, Member, Origin
 from tasks.task import Task
 from tasks.view import DeviceMap, View, view_name
 from vfs.node import Caller, Node
@@ -30,10 +31,16 @@ class Views:
         return self._admin
 
     def fork(self, parent: Task | None) -> Callable[[Task], Namespace]:
-        """Fix the namespace of a parent as it is now; what is returned builds a child's copy of it, later."""
+        """Fix the namespace of a parent as it is now; what is returned builds a child's copy of it, later.
+
+        A task finds its user's home at `/home/<user>` in it.
+        """
         return partial(self._build, self._admin.namespace.table if parent is None else parent.namespace.table)
 
     def _build(self, table: BindTable, task: Task) -> Namespace:
+        user = task.spec.user
+        if not os.path.isabs(user.home):
+            table = table.bind(f"/home/{user.name}", [Member(Origin("home", user.home))])
         return Namespace(self.of(task), label=view_name(task), table=table)
 
     def of(self, task: Task) -> View:

@@ -33,7 +33,7 @@ class Served:
 
     def start(self, *words: str, **options: object) -> subprocess.Popen[bytes]:
         """Start a `wanixfs` command on this server, its streams pipes."""
-        streams = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
+        streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         return subprocess.Popen((*WANIXFS, *words), env=self.environment, **(streams | options))  # type: ignore[call-overload,no-any-return]
 
     def run(self, *words: str, stdin: bytes = b"", status: int | None = 0) -> subprocess.CompletedProcess[bytes]:

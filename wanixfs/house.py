@@ -107,10 +107,11 @@ class House:
         }
 
     def _homes(self, view: View) -> Node:
-        """Return the directory of the homes that `view` sees, by user name."""
+        """Return the directory of the homes that `view` sees, by the id of the task that each was made for."""
 
         def users() -> dict[str, Task]:
-            return {task.spec.user.name: task for task in self.service.tasks.values() if view.sees(task)}
+            tasks = (task for task in self.service.tasks.values() if view.sees(task))
+            return {task.spec.user.home: task for task in tasks if not os.path.isabs(task.spec.user.home)}
 
         def home(name: str, who: Caller) -> Node:
             task = users().get(name)

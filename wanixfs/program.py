@@ -16,6 +16,7 @@ import trio
 
 from tasks.drivers.linux.driver import LinuxDriver
 from tasks.drivers.linux.driver import opened as linux_driver
+from tasks.drivers.linux.roots import Roots
 from tasks.drivers.linux.vault import SupervisorVault
 from vfs.fuse.devfuse import Mount, mounted, unmount
 from vfs.ninep import address
@@ -63,6 +64,11 @@ async def _serve(config: Config) -> bool:
         async with opened(config) as (house, driver), AsyncExitStack() as stack:
             await _listen(house, stack)
             mount = await _mount(house, driver.vault, stack)
+            if os.geteuid() == 0:
+                driver.roots = Roots(
+                    devices={"host": Path("/"), "tmp": config.state / "tmp", "home": config.state / "homes"},
+                    views=mount.path / ".views" if mount else None,
+                )
             notify("READY=1")
             log.info("serving", addresses=list(config.listen), mount=str(mount.path) if mount else None)
             number = await anext(signals)

@@ -18,7 +18,6 @@ bind #cap /cap
 bind #srv /srv
 bind #tmp /tmp
 bind #dev /dev
-bind #home /home
 """
 
 
