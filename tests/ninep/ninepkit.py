@@ -1,8 +1,11 @@
 """What the 9P tests share: a session driven by hand, and files that wait and watch how they are used."""
 
 import os
+import socket
 import stat as statmod
 from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from errno import EAGAIN
 from typing import Any
 
@@ -12,6 +15,8 @@ import trio.testing
 from vfs.inline import park
 from vfs.ninep.codec import decode, encode
 from vfs.ninep.messages import NOFID, NOTAG
+from vfs.ninep.operations import Attach
+from vfs.ninep.server import Server
 from vfs.ninep.session import Request, Session
 from vfs.node import ROOT, Caller, Handle, Node, Stat, node_id
 from vfs.waiting import Signal
@@ -24,11 +29,9 @@ class Wire:
     """A session without a socket. `ask` is one request and its reply; requests that wait gather in `waiting`."""
 
     def __init__(self, root: Node, who: Caller = ROOT, **options: Any) -> None:
-        async def attach(uname, n_uname, aname, peer):
-            return root, who
-
         self.waiting: list[Request] = []
-        self.session = Session(options.pop("attach", attach), spawn=self.waiting.append, **options)
+        attach = options.pop("attach", attach_to(root, who))
+        self.session = Session(attach, spawn=self.waiting.append, **options)
 
     def send(self, *frames: bytes) -> list[tuple[str, int, tuple[Any, ...]]]:
         """Give the session these frames, and return the replies that it has."""
@@ -179,3 +182,61 @@ class SlowHandle(Handle):
         assert not self.under_way, "closed under a call"
         self.closed = True
         self.node.open_handles -= 1
+
+
+def attach_to(root: Node, who: Caller = ROOT) -> Attach:
+    """Return an attach that gives everyone the same tree."""
+
+    async def attach(uname: str, n_uname: int, aname: str, peer: object) -> tuple[Node, Caller]:
+        return root, who
+
+    return attach
+
+
+@asynccontextmanager
+async def running_server(**options: Any) -> AsyncIterator[Server]:
+    """Run a server without listeners; on leaving, no connection of it is left."""
+    server = Server(**options)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(server.run)
+        yield server
+        nursery.cancel_scope.cancel()
+    assert not server._connections
+
+
+def join(server: Server, root: Node, who: Caller = ROOT) -> trio.SocketStream:
+    """Connect to `server` and return the client's end."""
+    ours, theirs = socket.socketpair()
+    server.adopt(theirs, attach_to(root, who))
+    return trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+
+
+class Raw:
+    """A client that sends bytes as it is told and reads whole frames."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self.stream = stream
+        self.send = stream.send_all
+        self._held = b""
+
+    async def next(self) -> tuple[str, int, tuple[Any, ...]]:
+        """Return the next reply."""
+        while len(self._held) < 4 or len(self._held) < int.from_bytes(self._held[:4], "little"):
+            chunk = await self.stream.receive_some(65536)
+            if not chunk:
+                raise EOFError
+            self._held += chunk
+        size = int.from_bytes(self._held[:4], "little")
+        frame, self._held = self._held[:size], self._held[size:]
+        return decode(frame)
+
+    async def ask(self, name: str, *values: Any, tag: int = 1) -> tuple[Any, ...]:
+        await self.send(encode(name, tag, *values))
+        answer, its_tag, got = await self.next()
+        assert (answer, its_tag) == ("R" + name[1:], tag), (answer, got)
+        return got
+
+    async def attach(self, msize: int = 65536) -> "Raw":
+        await self.ask("Tversion", msize, "9P2000.L", tag=NOTAG)
+        await self.ask("Tattach", 0, NOFID, "", "/", 0)
+        return self

@@ -8,7 +8,7 @@ nothing is received, so a client that does not read stops only itself.
 import select
 import socket
 from collections.abc import Iterable
-from contextlib import closing
+from contextlib import closing, suppress
 from errno import ECONNABORTED, EMFILE, ENFILE, ENOBUFS, ENOMEM
 from typing import Final
 
@@ -99,6 +99,8 @@ class Connection:
             pass
         except ProtocolError as error:
             log.warning("connection dropped", reason=str(error))
+            with suppress(OSError):
+                self._send()  # the answers to what came before
             self.close()
         except OSError:
             self.close()
