@@ -1,6 +1,7 @@
 """The server on sockets: pieces of frames, slow and dying clients, limits, many connections."""
 
 import os
+import select
 import socket
 from errno import EMFILE
 
@@ -142,6 +143,26 @@ def test_a_client_that_does_not_read_stops_only_itself():
                 for number in range(10_000):
                     name, tag, [data] = await lazy.next()
                     assert (name, tag, len(data)) == ("Rread", number % 500, 60_000)
+            await until(lambda: one._interest == select.EPOLLIN)  # else the server would spin
+
+    run(scenario)
+
+
+def test_a_server_with_nothing_to_do_sleeps():
+    slow = Slow()
+
+    async def scenario(server, tree):
+        async with join(server, Dir({"slow": slow}, mode=0o755, id=5)) as stream:
+            raw = await Raw(stream).attach(1 << 20)
+            await raw.ask("Twalk", 0, 1, ("slow",))
+            await raw.ask("Tlopen", 1, os.O_RDWR)
+            await raw.send(encode("Tread", 1, 1, 0, 1 << 20))
+            await until(lambda: connection(server).session.waiting)
+            slow.feed(b"z" * 1_000_000)
+            await until(lambda: connection(server)._interest == select.EPOLLOUT)  # the socket is full
+            assert len((await raw.next())[2][0]) == 1_000_000
+            await trio.testing.wait_all_tasks_blocked()  # never, if its socket's being writable kept the server busy
+            assert connection(server)._interest == select.EPOLLIN
 
     run(scenario)
 

@@ -81,22 +81,16 @@ class Connection:
         try:
             if session.out_size and not self._send():
                 return
-            if not self._stopped:
-                count = self._socket.recv_into(self._view[self._end : self._limit])
-                if not count:
-                    raise ConnectionResetError
-                self._end += count
-            for _ in range(_TURNS):
-                self._start = session.process(self._buffer, self._start, self._end)
-                self._stopped = session.out_size >= OUT_LIMIT
-                if not (session.out_size and self._send() and self._stopped):
-                    break
-            self._keep_rest()
+            if self._stopped or self._receive():
+                for _ in range(_TURNS):
+                    self._start = session.process(self._buffer, self._start, self._end)
+                    self._stopped = session.out_size >= OUT_LIMIT
+                    if not (session.out_size and self._send() and self._stopped):
+                        break
+                self._keep_rest()
             interest = select.EPOLLOUT if session.out_size or self._stopped else select.EPOLLIN
             if interest != self._interest:
                 self._await(interest)
-        except (BlockingIOError, InterruptedError):
-            pass
         except ProtocolError as error:
             log.warning("connection dropped", reason=str(error))
             with suppress(OSError):
@@ -104,6 +98,17 @@ class Connection:
             self.close()
         except OSError:
             self.close()
+
+    def _receive(self) -> bool:
+        """Receive what there is room for; return whether anything came. ConnectionResetError when the client left."""
+        try:
+            count = self._socket.recv_into(self._view[self._end : self._limit])
+        except (BlockingIOError, InterruptedError):
+            return False
+        if not count:
+            raise ConnectionResetError
+        self._end += count
+        return True
 
     def _keep_rest(self) -> None:
         """Leave the shared buffer, and have room for the rest of a frame that has begun."""
