@@ -15,6 +15,7 @@ import pytest
 import trio
 from serving import ROOT, SECONDS, Served, serving
 
+from wanixfs.cli.failure import describe
 from wanixfs.cli.options import Target
 from wanixfs.cli.session import attached
 from wanixfs.cli.tree import Tree
@@ -42,13 +43,13 @@ SECTIONS: dict[str, Section] = {
         ('echo "unbind /sensitive" > /task/$task_id/ns/ctl', ""),
         ('echo "bind /custom /mnt" > /task/$task_id/ns/ctl', ""),
         ('echo "PATH=/bin:/usr/bin" > /task/$task_id/env', ""),
-        ('echo "HOME=/home/user" > /task/$task_id/env', ""),
-        ('echo "/home/user" > /task/$task_id/cwd', ""),
+        ('echo "HOME=/home/pw-$task_id" > /task/$task_id/env', ""),
+        ('echo "/home/pw-$task_id" > /task/$task_id/cwd', ""),
         ('echo "start" > /task/$task_id/ctl', ""),
         ("cat /task/$task_id/status", "(running|exited)\n"),
         (
             "cat /task/$task_id/fd/1",
-            "/bin/myapp arg1 arg2\nPATH=/bin:/usr/bin HOME=/home/user\n/home/user\ncustom\nnothing sensitive\n",
+            "/bin/myapp arg1 arg2\nPATH=/bin:/usr/bin HOME=/home/pw-1\n/home/pw-1\ncustom\nnothing sensitive\n",
         ),
         ("cat /task/$task_id/fd/2", "problem\n"),
         ("cat /task/$task_id/wait", "3\n"),
@@ -91,7 +92,7 @@ SECTIONS: dict[str, Section] = {
         ("cat /task/$task_id/ns/binds", "(.|\n)*/mnt(.|\n)*"),
         ("cat /task/$task_id/ns/dump", "(.|\n)*\nbind \\S+/custom /mnt\n"),
         (' echo "unbind /mnt" > /task/$task_id/ns/ctl', ""),
-        (' echo "unbind /mnt" > /task/$task_id/ns/ctl', ".*No such file or directory\n"),
+        (' echo "unbind /mnt" > /task/$task_id/ns/ctl', ".*(no such file|I/O error).*\n"),
     ],
     "shared portions of namespaces": [
         (" task1=$(cat /task/new)", ""),
@@ -104,6 +105,7 @@ SECTIONS: dict[str, Section] = {
         (' echo "cmd cat /shared/note" > /task/$task2/ctl', ""),
         (' echo "start" > /task/$task1/ctl', ""),
         (' echo "start" > /task/$task2/ctl', ""),
+        (" cat /task/$task1/fd/2", ""),
         (" cat /task/$task1/fd/1", "for both\n"),
         (" cat /task/$task2/fd/1", "for both\n"),
     ],
@@ -166,7 +168,7 @@ class Shell:
     def type(self, line: str) -> str:
         """Run one line; return all it prints."""
         assert self.process.stdin and self.process.stdout
-        here = re.sub(r"(> |cat |mkdir |-f )/", r"\1$ROOT/", line.strip())
+        here = re.sub(r"(> |^cat |[(]cat |^mkdir |-f )/", r"\1$ROOT/", line.strip())
         self.process.stdin.write(f"{here}\necho '\1'\n")
         self.process.stdin.flush()
         said = ""
@@ -209,7 +211,7 @@ class NineP:
                 try:
                     said = await action(Tree(client.root), *words)  # type: ignore[misc]
                 except OSError as error:
-                    return f"{error.filename}: {os.strerror(error.errno or 0)}\n"
+                    return f"{describe(error)}\n"
         return said if isinstance(said, str) else ""
 
     async def assign(self, tree: Tree, name: str, path: str) -> None:
@@ -217,7 +219,7 @@ class NineP:
 
     @staticmethod
     async def echo(tree: Tree, text: str, path: str) -> None:
-        async with tree.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as handle:
+        async with tree.writing(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as handle:
             await handle.write(f"{text}\n".encode(), 0)
 
     @staticmethod
@@ -230,8 +232,8 @@ class NineP:
 
 @pytest.fixture(params=[Shell, NineP])
 def shell(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shell | NineP]:
-    for folder in ("bin", "custom", "sensitive", "home/user"):
-        (tmp_path / folder).mkdir(parents=True)
+    for folder in ("bin", "custom", "sensitive"):
+        (tmp_path / folder).mkdir()
     (tmp_path / "custom/file").write_text("custom\n")
     (tmp_path / "sensitive/secret").touch()
     (tmp_path / "bin/myapp").write_text(MYAPP)
@@ -241,7 +243,6 @@ def shell(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shell | Ni
         f"bind -b #host{tmp_path}/bin /bin\n"
         f"bind #host{tmp_path}/custom /custom\n"
         f"bind #host{tmp_path}/sensitive /sensitive\n"
-        f"bind -a #host{tmp_path}/home /home\n"
     )
     (tmp_path / "init.ns").write_text(script)
     with serving(tmp_path, "--namespace", str(tmp_path / "init.ns")) as served:
