@@ -10,6 +10,7 @@ from vfs.directory import Dir
 from vfs.files import Awaited, Text
 from vfs.fuse.devfuse import mounted
 from vfs.host import HostTree
+from vfs.memory import MemoryTree
 from vfs.pipes import Pipe
 from vfs.waiting import Signal
 
@@ -27,6 +28,7 @@ async def main(point: str, fd: int, journal: Path, host: str) -> None:
             "go": Text(lambda: "", go),
             "text": Text(lambda: "one\ntwo\nthree\n"),
             "host": HostTree(host, label="host").root,
+            "memory": MemoryTree(label="memory").root,
             "pipe": Pipe().writer,
             "many": Dir({f"n{number}": Text(lambda: "") for number in range(2000)}),
         },

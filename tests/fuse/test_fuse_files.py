@@ -5,7 +5,7 @@ import signal
 import stat as statmod
 import subprocess
 import sys
-from errno import EINVAL, EPERM
+from errno import EEXIST, EINVAL, ENOENT, EPERM
 from pathlib import Path
 
 import pytest
@@ -283,6 +283,27 @@ def test_tail_follows_a_file_that_grows(mount: Served, tree: Tree):
     finally:
         tail.kill()
         tail.communicate()
+
+
+class Raced(Dir):
+    """A directory in which another makes a file between a lookup and the create that follows."""
+
+    raced = False
+
+    async def lookup(self, name, who):
+        if not self.raced:
+            self.raced = True
+            raise OSError(ENOENT, "not yet")
+        return await super().lookup(name, who)
+
+    async def create(self, name, flags, mode, who):
+        raise OSError(EEXIST, "already there")
+
+
+def test_open_of_what_another_makes_meanwhile_opens_that(tmp_path: Path):
+    with served(tmp_path / "m", Raced({"f": Text(lambda: "theirs", lambda text: None)}, mode=0o777, id=7)) as here:
+        program = "import os, sys; print(os.read(os.open(sys.argv[1], os.O_CREAT | os.O_RDWR), 9))"
+        assert here.sh(f"{sys.executable} -c '{program}' f") == "b'theirs\\n'\n"
 
 
 def test_many_names_are_listed_once_each(tmp_path: Path):

@@ -15,6 +15,7 @@ from vfs.fuse.devfuse import mount, unmount
 
 pytestmark = pytest.mark.root
 
+NOBODY = 65534
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -205,3 +206,53 @@ def test_a_mount_that_is_served_is_not_replaced(tmp_path: Path):
         with pytest.raises(OSError, match="mounted and served"):
             mount(here.path)
         assert here.sh("cat a") == "first\n"
+
+
+def test_what_a_new_server_no_longer_has_is_an_error_and_never_another_file(place: Place):
+    place.serve()
+    client = place.python(
+        """
+file = os.open("memory/f", os.O_CREAT | os.O_RDWR)
+os.write(file, b"old")
+os.chdir("memory")
+print("made", flush=True)
+sys.stdin.readline()
+for call in (lambda: os.pread(file, 3, 0), lambda: os.listdir("."), lambda: open("f").read()):
+    try: print(call())
+    except OSError as error: print(type(error).__name__, os.strerror(error.errno))
+"""
+    )
+    assert client.stdout is not None and client.stdin is not None
+    assert client.stdout.readline() == b"made\n"
+    place.kill()
+    place.serve()
+    client.stdin.write(b"\n")
+    code, output = finish(client)
+    assert code == 0
+    first, second, third = output.decode().splitlines()
+    assert first == "OSError Stale file handle"
+    assert second == "[]"
+    assert third == "FileNotFoundError No such file or directory"
+
+
+def test_a_user_without_privileges_mounts_by_fusermount(tmp_path: Path):
+    point, host, node = tmp_path / "m", tmp_path / "host", tmp_path / "fuse"
+    for directory in (point, host):
+        directory.mkdir()
+        os.chown(directory, NOBODY, NOBODY)
+    (host / "file").write_text("of the host\n")
+    for directory in [tmp_path, *tmp_path.parents[:2]]:
+        directory.chmod(directory.stat().st_mode | 0o011)
+    # In a mount namespace of its own, where /dev/fuse is what distributions make it.
+    script = 'mknod -m 666 "$1" c 10 229 && mount --bind "$1" /dev/fuse && exec "$2" "$3" "$4" 65534'
+    words = [node, sys.executable, Path(__file__).with_name("user_mount.py"), point]
+    done = subprocess.run(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", *words],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "text\n65534 644\nof the host\nhost\nmemory\nfuseblk\n22\nFalse\n"

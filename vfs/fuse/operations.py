@@ -114,7 +114,7 @@ class Sharing:
 
 
 class Views(Node):
-    """The hidden directory `.views` of the root, for root only: each name in it is another tree."""
+    """The hidden directory `.views` of the root, for the server's user only: each name in it is another tree."""
 
     __slots__ = ("_tree",)
 
@@ -123,7 +123,7 @@ class Views(Node):
         self._tree = tree
 
     async def stat(self) -> Stat:
-        return Stat(S_IFDIR | 0o700, self.id, 2)
+        return Stat(S_IFDIR | 0o700, self.id, 2, os.geteuid(), os.getegid())
 
     async def lookup(self, name: str, who: Caller) -> Node:
         return self._tree(name)
@@ -425,11 +425,9 @@ class Operations:
         try:
             node, handle = await directory.node.create(name, flags & OPEN_FLAGS, mode, who)
         except OSError as error:
-            if error.errno != EEXIST or flags & os.O_EXCL:
-                raise
-            # Another made it after the kernel had looked; open(2) then opens what is there.
-            node = await directory.node.lookup(name, who)
-            handle = await node.open(flags & OPEN_FLAGS, who)
+            if error.errno == EEXIST and not flags & os.O_EXCL:
+                raise OSError(ESTALE, "another made it meanwhile: the kernel looks again") from error
+            raise
         try:
             entry = await self._entry(nodeid, name, node)
         except BaseException:
@@ -686,10 +684,12 @@ class Operations:
             raise OSError(ENFILE, "too many open directories")
         inode = self.inodes.get(nodeid) or await self._recall(nodeid)
         how = 0
-        if seconds := inode.node.cache_seconds:
-            # While the kernel may still trust the entries it may keep the names, else it should be told anew.
-            kept = await self._is_settled(inode) and time.monotonic() - inode.listed < seconds
-            how = Fopen.CACHE_DIR | Fopen.KEEP_CACHE if kept else Fopen.CACHE_DIR
+        if inode.node.steady:
+            how = Fopen.CACHE_DIR
+            # The kernel keeps the names no longer than it trusts the entries: READDIRPLUS renews all at once.
+            trusted = time.monotonic() - inode.listed < inode.node.cache_seconds or not inode.node.cache_seconds
+            if await self._is_settled(inode) and trusted:
+                how |= Fopen.KEEP_CACHE
         fh = self._number()
         self.dirs[fh] = OpenDir()
         return OPEN_OUT.pack(fh, how, 0)
