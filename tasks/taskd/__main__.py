@@ -5,6 +5,7 @@ DIRECTORY takes connections: so whoever starts it just waits. It has its own
 session, no terminal, and a log beside the socket.
 """
 
+import gc
 import os
 import socket
 import sys
@@ -36,6 +37,7 @@ def main(directory: str) -> None:
     os.close(log)
     os.chdir("/")
     supervisor = Supervisor()
+    gc.freeze()  # what is there stays, and stays shared with the children
     sock.listen(8)
     supervisor.listen(sock)
     os.write(listening, b"1")

@@ -7,6 +7,7 @@ child reports what went wrong through a close-on-exec pipe: an error as
 """
 
 import fcntl
+import gc
 import os
 import resource
 import select
@@ -25,7 +26,6 @@ MAX_PATH = 4096
 MAX_NUMBER = 1023
 MAX_ID = (1 << 32) - 2
 DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
-_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD)
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 
 
@@ -160,9 +160,6 @@ def _spawn_init(around: Surroundings) -> int:
     if init:
         return init
     try:
-        signal.set_wakeup_fd(-1)
-        for number in _IGNORED:
-            signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         os.setsid()
         _die_with(around)
@@ -189,6 +186,7 @@ def _die_with(around: Surroundings) -> None:
 def _child(spec: Spec, given: dict[int, int], terminal: int, around: Surroundings, report: int) -> None:
     """Become the task's main process. Never returns."""
     try:
+        gc.disable()  # it would touch, and so copy, every object there is
         wanted = {0: around.null, 1: around.null, 2: around.null, **given}
         above = max(wanted) + 1  # out of the way of the task's own numbers
         report = fcntl.fcntl(report, fcntl.F_DUPFD_CLOEXEC, above)
@@ -203,9 +201,6 @@ def _child(spec: Spec, given: dict[int, int], terminal: int, around: Surrounding
 
 
 def _become(spec: Spec, given: dict[int, int], terminal: int, around: Surroundings) -> None:
-    signal.set_wakeup_fd(-1)
-    for ignored in _IGNORED:
-        signal.signal(ignored, signal.SIG_DFL)
     os.setsid()
     for fd in spec.join:
         os.write(fd, b"0")
@@ -236,14 +231,12 @@ def _become(spec: Spec, given: dict[int, int], terminal: int, around: Surroundin
 
 def _become_user(spec: Spec) -> None:
     if os.geteuid() == 0:
-        if spec.uid:
-            syscalls.drop_bounding_set()
         os.setgroups([])
         os.setresgid(spec.gid, spec.gid, spec.gid)
         os.setresuid(spec.uid, spec.uid, spec.uid)
     elif (spec.uid, spec.gid) != (os.geteuid(), os.getegid()):
         raise OSError(EPERM, "only root starts tasks of other users")
-    if spec.uid:
+    if spec.uid:  # no exec gains a capability any more, so the bounding set needs no care
         syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
 
 

@@ -167,10 +167,19 @@ class Mask(Step):
 
 
 class Proc(Step):
-    """proc(5) of the task's own pid namespace, without what concerns the whole machine."""
+    """proc(5) of the task's own pid namespace.
+
+    `guarded` takes away what concerns the whole machine; a task without privileges has no power over it anyway.
+    """
+
+    def __init__(self, at: str, message: Message) -> None:
+        super().__init__(at, message)
+        self._guarded = bool(message.get("guarded"))
 
     def attach(self, root: Root) -> None:
         root.attach(syscalls.new_mount("proc", PLAIN | MOUNT_ATTR_NOEXEC), self.at, directory=True)
+        if not self._guarded:
+            return
         for name in READ_ONLY_PROC:
             path = f"{self.at}/{name}"
             try:

@@ -33,6 +33,7 @@ START_DEADLINE = 30.0
 OUTPUT_INTERVAL = 0.005
 MAX_TASKS = 1 << 17
 
+UNHEEDED = (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ)
 SWEEP_INTERVAL = 0.01
 DRAINS_AT_END = 1024
 
@@ -100,10 +101,9 @@ class Supervisor:
         self._done = False
         self._adopt_children()
         wake, alarm = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
+        for number in UNHEEDED:  # caught, not ignored: exec gives the tasks the default back
+            signal.signal(number, lambda *_: None)
         signal.set_wakeup_fd(alarm, warn_on_full_buffer=False)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
         self._watch(wake, lambda _: self._reap(wake))
 
     def _adopt_children(self) -> None:

@@ -41,7 +41,7 @@ async def root_of(launch: Launch, namespace: Namespace, table: BindTable, roots:
         for step in await _steps(path, members, launch, namespace, roots):
             steps.append(step)
     if "/proc" not in bound:
-        steps.append({"kind": "proc", "at": "/proc"})
+        steps.append({"kind": "proc", "at": "/proc", "guarded": launch.uid == 0})
     home = f"/home/{launch.user}"
     if home not in bound and "/home" not in bound:
         steps.append({"kind": "bind", "at": home, "path": str(launch.home)})
