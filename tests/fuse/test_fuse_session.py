@@ -597,9 +597,15 @@ def test_locks_of_two_owners_exclude_each_other_until_flushed(memory: MemoryTree
         await trio.testing.wait_all_tasks_blocked()
         assert kernel.replies.pop(unique) == (0, b"")
         assert kernel.ok(Op.GETLK, nodeid, lock(fh, 2, 0, 1, 1))[16:] == struct.pack("=II", 2, 0)
-        assert kernel.error(Op.SETLK, nodeid, lock(fh, 3, 0, end, 1, 1)) == EAGAIN
+        other, _ = kernel.open(nodeid)
+        assert kernel.error(Op.SETLK, nodeid, lock(other, 3, 0, end, 1, 1)) == EAGAIN
+        late = kernel.send(Op.SETLKW, nodeid, lock(fh, 4, 0, end, 1))
+        await trio.testing.wait_all_tasks_blocked()
         kernel.ok(Op.RELEASE, nodeid, struct.pack("=QIIQ", fh, 0, 2, 2))
-        kernel.ok(Op.SETLK, nodeid, lock(fh, 3, 0, end, 1, 1))
+        await trio.testing.wait_all_tasks_blocked()
+        assert kernel.replies.pop(late) == (EINTR, b"")
+        kernel.ok(Op.SETLK, nodeid, lock(other, 3, 0, end, 1, 1))
+        kernel.ok(Op.SETLK, nodeid, lock(other, 3, 0, end, 1))
 
     table = LockTable()
     run_with_kernel(memory.root, test, locks=table)

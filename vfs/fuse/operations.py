@@ -32,7 +32,6 @@ from vfs.fuse.messages import (
     OPEN_KILL_SUIDGID,
     OPEN_OUT,
     POLL_SCHEDULE_NOTIFY,
-    RELEASE_FLOCK_UNLOCK,
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
     ROOT_ID,
@@ -50,7 +49,7 @@ from vfs.fuse.messages import (
     entry_out,
     statfs_out,
 )
-from vfs.locks import END, READ_LOCK, UNLOCK, WRITE_LOCK, Lock, LockTable
+from vfs.locks import END, READ_LOCK, UNLOCK, WRITE_LOCK, Lock, LockTable, Owner
 from vfs.node import ROOT, Caller, DirEntry, Handle, Node, SetStat, Stat, StatResult, node_id
 
 Body = bytes | memoryview | None
@@ -82,7 +81,7 @@ class Inode:
 class OpenFile:
     """What an fh of OPEN or CREATE stands for. `calls` waits for those that run before the handle is closed."""
 
-    __slots__ = ("backing", "calls", "handle", "nodeid", "notify", "released", "watched")
+    __slots__ = ("backing", "calls", "handle", "lockers", "nodeid", "notify", "released", "watched")
 
     def __init__(self, nodeid: int, handle: Handle, backing: int) -> None:
         self.nodeid = nodeid
@@ -92,6 +91,8 @@ class OpenFile:
         self.released = False
         self.watched = False
         self.notify = 0
+        self.lockers: set[tuple[int, Owner]] | None = None
+        """Who took locks through this open file, and under which number the lock table has it."""
 
 
 class OpenDir:
@@ -152,7 +153,6 @@ class Operations:
     ) -> None:
         self._journal = journal
         self._locks = locks
-        self._lockers: set[tuple[object, ...]] = set()
         self._max_nodes = max_nodes
         self._max_files = max_files
         self._interrupt = interrupt
@@ -187,8 +187,6 @@ class Operations:
         self.files.clear()
         self.dirs.clear()
         self._unopened.clear()
-        while self._lockers and self._locks is not None:
-            self._locks.release(self._lockers.pop())
         self._sharing.clear()
         self.inodes = {ROOT_ID: Inode(self._root)}
 
@@ -248,6 +246,9 @@ class Operations:
             inode.lookups = inode.lookups or 1
         return inode
 
+    async def _node(self, nodeid: int) -> Node:
+        return (self.inodes.get(nodeid) or await self._recall(nodeid)).node
+
     async def _child(self, nodeid: int, directory: Inode, name: str, who: Caller) -> Node:
         if self._views is not None and nodeid == ROOT_ID and name == VIEWS:
             return self._views
@@ -265,10 +266,10 @@ class Operations:
 
     async def lookup(self, nodeid: int, who: Caller, name: str) -> Body:
         directory = self.inodes.get(nodeid) or await self._recall(nodeid)
-        if nodeid == ROOT_ID and name == VIEWS:
-            node = await self._child(nodeid, directory, name, who)
-        else:
+        if nodeid != ROOT_ID:
             node = await directory.node.lookup(name, who)
+        else:
+            node = await self._child(nodeid, directory, name, who)
         return self._known(nodeid, name, node, await node.stat())
 
     async def forget(self, nodeid: int, who: Caller, lookups: int) -> Body:
@@ -282,29 +283,26 @@ class Operations:
         return None
 
     async def readlink(self, nodeid: int, who: Caller) -> Body:
-        inode = self.inodes.get(nodeid) or await self._recall(nodeid)
-        return encode(await inode.node.readlink())
+        return encode(await (await self._node(nodeid)).readlink())
 
     async def symlink(self, nodeid: int, who: Caller, name: str, target: str) -> Body:
-        directory = self.inodes.get(nodeid) or await self._recall(nodeid)
-        return await self._entry(nodeid, name, await directory.node.symlink(name, target, who))
+        directory = await self._node(nodeid)
+        return await self._entry(nodeid, name, await directory.symlink(name, target, who))
 
     async def mknod(self, nodeid: int, who: Caller, mode: int, rdev: int, name: str) -> Body:
-        directory = self.inodes.get(nodeid) or await self._recall(nodeid)
-        return await self._entry(nodeid, name, await directory.node.mknod(name, mode, rdev, who))
+        directory = await self._node(nodeid)
+        return await self._entry(nodeid, name, await directory.mknod(name, mode, rdev, who))
 
     async def mkdir(self, nodeid: int, who: Caller, mode: int, name: str) -> Body:
-        directory = self.inodes.get(nodeid) or await self._recall(nodeid)
-        return await self._entry(nodeid, name, await directory.node.mkdir(name, mode, who))
+        directory = await self._node(nodeid)
+        return await self._entry(nodeid, name, await directory.mkdir(name, mode, who))
 
     async def unlink(self, nodeid: int, who: Caller, name: str) -> Body:
-        directory = self.inodes.get(nodeid) or await self._recall(nodeid)
-        await directory.node.unlink(name, who)
+        await (await self._node(nodeid)).unlink(name, who)
         return b""
 
     async def rmdir(self, nodeid: int, who: Caller, name: str) -> Body:
-        directory = self.inodes.get(nodeid) or await self._recall(nodeid)
-        await directory.node.rmdir(name, who)
+        await (await self._node(nodeid)).rmdir(name, who)
         return b""
 
     async def rename(self, nodeid: int, who: Caller, new_parent: int, name: str, new_name: str) -> Body:
@@ -313,29 +311,27 @@ class Operations:
     async def rename2(self, nodeid: int, who: Caller, new_parent: int, flags: int, name: str, new_name: str) -> Body:
         if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE):
             raise OSError(EINVAL, "rename flags")
-        old = self.inodes.get(nodeid) or await self._recall(nodeid)
-        new = self.inodes.get(new_parent) or await self._recall(new_parent)
-        await old.node.rename(name, new.node, new_name, flags, who)
+        old, new = await self._node(nodeid), await self._node(new_parent)
+        await old.rename(name, new, new_name, flags, who)
         if self._journal:
             await self._renamed(new_parent, new, new_name)
             if flags & RENAME_EXCHANGE:
                 await self._renamed(nodeid, old, name)
         return b""
 
-    async def _renamed(self, parent: int, directory: Inode, name: str) -> None:
+    async def _renamed(self, parent: int, directory: Node, name: str) -> None:
         """Note the new name of a nodeid that the kernel holds."""
         try:
-            moved = (await directory.node.lookup(name, ROOT)).id
+            moved = (await directory.lookup(name, ROOT)).id
         except OSError:
             return  # gone again: whoever moved it knows
         if moved in self.inodes and self._journal:
             self._journal.named(moved, parent, encode(name))
 
     async def link(self, nodeid: int, who: Caller, target: int, name: str) -> Body:
-        directory = self.inodes.get(nodeid) or await self._recall(nodeid)
-        linked = self.inodes.get(target) or await self._recall(target)
-        await directory.node.link(linked.node, name, who)
-        return await self._entry(nodeid, name, await directory.node.lookup(name, who))
+        directory = await self._node(nodeid)
+        await directory.link(await self._node(target), name, who)
+        return await self._entry(nodeid, name, await directory.lookup(name, who))
 
     # Attributes
 
@@ -357,7 +353,7 @@ class Operations:
         uid: int,
         gid: int,
     ) -> Body:
-        node = (self.inodes.get(nodeid) or await self._recall(nodeid)).node
+        node = await self._node(nodeid)
         now = time.time_ns()
         if valid & Fattr.KILL_SUIDGID and not valid & Fattr.MODE:
             await self._kill_suidgid(nodeid, node)
@@ -385,32 +381,27 @@ class Operations:
                 self.notify(Notify.INVAL_INODE, INVAL_INODE.pack(nodeid, -1, 0))
 
     async def statfs(self, nodeid: int, who: Caller) -> Body:
-        inode = self.inodes.get(nodeid) or await self._recall(nodeid)
-        return statfs_out(await inode.node.statfs())
+        return statfs_out(await (await self._node(nodeid)).statfs())
 
     async def access(self, nodeid: int, who: Caller, mask: int) -> Body:
-        inode = self.inodes.get(nodeid) or await self._recall(nodeid)
-        check(await inode.node.stat(), who, mask & 7)
+        check(await (await self._node(nodeid)).stat(), who, mask & 7)
         return b""
 
     async def setxattr(self, nodeid: int, who: Caller, size: int, flags: int, name: str, value: bytes) -> Body:
         if len(value) != size:
             raise OSError(EINVAL, "attribute value is not as long as stated")
-        inode = self.inodes.get(nodeid) or await self._recall(nodeid)
-        await inode.node.setxattr(name, value, flags, who)
+        await (await self._node(nodeid)).setxattr(name, value, flags, who)
         return b""
 
     async def getxattr(self, nodeid: int, who: Caller, size: int, name: str) -> Body:
-        inode = self.inodes.get(nodeid) or await self._recall(nodeid)
-        return _sized(await inode.node.getxattr(name), size)
+        return _sized(await (await self._node(nodeid)).getxattr(name), size)
 
     async def listxattr(self, nodeid: int, who: Caller, size: int) -> Body:
-        inode = self.inodes.get(nodeid) or await self._recall(nodeid)
-        return _sized(b"".join(encode(name) + b"\0" for name in await inode.node.listxattr()), size)
+        names = await (await self._node(nodeid)).listxattr()
+        return _sized(b"".join(encode(name) + b"\0" for name in names), size)
 
     async def removexattr(self, nodeid: int, who: Caller, name: str) -> Body:
-        inode = self.inodes.get(nodeid) or await self._recall(nodeid)
-        await inode.node.removexattr(name, who)
+        await (await self._node(nodeid)).removexattr(name, who)
         return b""
 
     # Open files
@@ -534,12 +525,16 @@ class Operations:
         if file.calls:
             self._interrupt(fh)
         else:
-            file.handle.close()
+            self._close(file)
 
     def _call_ended(self, file: OpenFile) -> None:
         file.calls -= 1
         if file.released and not file.calls:
-            file.handle.close()
+            self._close(file)
+
+    def _close(self, file: OpenFile) -> None:
+        self._unlock(file)
+        file.handle.close()
 
     async def read(self, nodeid: int, who: Caller, fh: int, offset: int, size: int, flags: int) -> Body:
         file = self.files.get(fh) or await self._reopen(fh)
@@ -569,15 +564,15 @@ class Operations:
         file.calls += 1
         try:
             if write_flags & WRITE_KILL_SUIDGID:
-                await self._kill_suidgid(nodeid, (self.inodes.get(nodeid) or await self._recall(nodeid)).node)
+                await self._kill_suidgid(nodeid, await self._node(nodeid))
             taken = await file.handle.write(data, offset, flags & os.O_NONBLOCK != 0)
         finally:
             self._call_ended(file)
         return TWO_U32.pack(taken, 0)
 
     async def flush(self, nodeid: int, who: Caller, fh: int, lock_owner: int) -> Body:
-        if self._lockers and fh in self.files:
-            self._unlock(self.files[fh], lock_owner, 0)
+        if fh in self.files:
+            self._unlock(self.files[fh], lock_owner)
         await self._call(fh, lambda handle: handle.flush())
         return b""
 
@@ -603,8 +598,6 @@ class Operations:
     async def release(self, nodeid: int, who: Caller, fh: int, release_flags: int, lock_owner: int) -> Body:
         file = self.files.pop(fh, None)
         if file is not None:
-            if release_flags & RELEASE_FLOCK_UNLOCK:
-                self._unlock(file, lock_owner, LOCK_FLOCK)
             self._drop(fh, file)
             self._unshare(file.nodeid, file.backing)
         elif fh in self._unopened:
@@ -636,8 +629,8 @@ class Operations:
     async def getlk(
         self, nodeid: int, who: Caller, fh: int, owner: int, start: int, end: int, kind: int, pid: int, flags: int
     ) -> Body:
-        locks, file, wanted = await self._lock(nodeid, owner, start, end, kind, pid, flags)
-        held = locks.conflict(file, wanted)
+        locks, _, key, wanted = await self._lock(fh, owner, start, end, kind, pid, flags)
+        held = locks.conflict(key, wanted)
         if held is None:
             return LK_OUT.pack(start, end, UNLOCK, 0)
         return LK_OUT.pack(held.start, held.end - 1, held.kind, held.pid)
@@ -645,37 +638,44 @@ class Operations:
     async def setlk(
         self, nodeid: int, who: Caller, fh: int, owner: int, start: int, end: int, kind: int, pid: int, flags: int
     ) -> Body:
-        locks, file, wanted = await self._lock(nodeid, owner, start, end, kind, pid, flags)
-        if locks.set(file, wanted) is not None:
+        locks, _, key, wanted = await self._lock(fh, owner, start, end, kind, pid, flags)
+        if locks.set(key, wanted) is not None:
             raise OSError(EAGAIN, "locked by another")
         return b""
 
     async def setlkw(
         self, nodeid: int, who: Caller, fh: int, owner: int, start: int, end: int, kind: int, pid: int, flags: int
     ) -> Body:
-        locks, file, wanted = await self._lock(nodeid, owner, start, end, kind, pid, flags)
-        await locks.wait(file, wanted)
+        locks, file, key, wanted = await self._lock(fh, owner, start, end, kind, pid, flags)
+        file.calls += 1
+        try:
+            await locks.wait(key, wanted)
+        finally:
+            self._call_ended(file)
         return b""
 
     async def _lock(
-        self, nodeid: int, owner: int, start: int, end: int, kind: int, pid: int, flags: int
-    ) -> tuple[LockTable, int, Lock]:
-        """Return the table, the number of the file in it, and the lock that a request speaks of."""
+        self, fh: int, owner: int, start: int, end: int, kind: int, pid: int, flags: int
+    ) -> tuple[LockTable, OpenFile, int, Lock]:
+        """Return the table, the open file, the number of that file in the table, and the lock that is spoken of."""
         if self._locks is None:
             raise OSError(ENOTSUP, "locks are the kernel's own here")
         if kind not in (READ_LOCK, WRITE_LOCK, UNLOCK) or not start <= end < END:
             raise OSError(EINVAL, "not a lock")
-        node = (self.inodes.get(nodeid) or await self._recall(nodeid)).node
+        file = self.files.get(fh) or await self._reopen(fh)
+        id = (await self._node(file.nodeid)).id
         flock = flags & LOCK_FLOCK
-        who = (id(self), flock, owner)
-        self._lockers.add(who)
-        return self._locks, ~node.id if flock else node.id, Lock(kind, start, end + 1, who, pid)
+        key, locker = ~id if flock else id, (self, flock, owner)
+        if file.lockers is None:
+            file.lockers = set()
+        file.lockers.add((key, locker))
+        return self._locks, file, key, Lock(kind, start, end + 1, locker, pid)
 
-    def _unlock(self, file: OpenFile, owner: int, flock: int) -> None:
-        inode = self.inodes.get(file.nodeid)
-        who = (id(self), flock, owner)
-        if self._locks is not None and inode is not None and who in self._lockers:
-            self._locks.release(who, ~inode.node.id if flock else inode.node.id)
+    def _unlock(self, file: OpenFile, owner: int | None = None) -> None:
+        """Drop the fcntl(2) locks of `owner` on an open file, or all locks taken through it."""
+        for key, locker in list(file.lockers or ()):
+            if self._locks is not None and (owner is None or locker[1:] == (0, owner)):
+                self._locks.release(locker, key)
 
     # Open directories
 
@@ -743,7 +743,7 @@ class Operations:
                 raise OSError(EBADF, "unknown directory handle")
             directory = self.dirs[fh] = OpenDir()  # an earlier server's: listings come in a stable order
         if directory.entries is None or offset == 0:
-            node = (self.inodes.get(nodeid) or await self._recall(nodeid)).node
+            node = await self._node(nodeid)
             ino = (await node.stat()).st_ino or node.id
             dots = (DirEntry(".", ino, S_IFDIR), DirEntry("..", ino, S_IFDIR))
             directory.entries = (*dots, *await node.readdir(who))

@@ -283,6 +283,7 @@ class Session:
         )
 
     async def _destroy(self, nodeid: int, who: Caller) -> Body:
+        self._operations.close()
         return b""
 
     async def _interrupt(self, nodeid: int, who: Caller, unique: int) -> Body:
