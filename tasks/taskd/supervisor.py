@@ -13,6 +13,7 @@ import resource
 import select
 import signal
 import socket
+import stat
 import struct
 import sys
 import termios
@@ -262,6 +263,8 @@ class Supervisor:
             raise OSError(ENOSPC, "too many tasks")
         task = Task(spec.task)
         given = dict(spec.fds)
+        for fd in given.values():
+            _share_pipe(fd)
         ours: list[int] = []  # the child's ends, closed once it has them
         terminal = -1
         try:
@@ -307,7 +310,7 @@ class Supervisor:
                 task.spools.append(Spool(numbers, source, kept, spec.spool_limit, terminal=True))
                 continue
             source, write_end = os.pipe()
-            os.fchmod(write_end, 0o666)  # so that another user's task can open /dev/stdout; only it gets there
+            _share_pipe(write_end)
             ours.append(write_end)
             os.set_blocking(source, False)
             task.spools.append(Spool(numbers, source, kept, spec.spool_limit))
@@ -533,6 +536,15 @@ class Supervisor:
 
     def _output_timeout(self) -> None:
         self._output_timer = False
+
+
+def _share_pipe(fd: int) -> None:
+    """Let a task of another user open /dev/stdin and the like anew where it is an anonymous pipe; nobody else can."""
+    if stat.S_ISFIFO(os.fstat(fd).st_mode) and os.readlink(f"/proc/self/fd/{fd}").startswith("pipe:"):
+        try:
+            os.fchmod(fd, 0o666)
+        except PermissionError:
+            pass  # a pipe of someone else's, shared by them as they like
 
 
 def _signal(pid: int, number: int) -> None:

@@ -445,6 +445,21 @@ def test_task_without_a_terminal_has_none_to_give(tmp_path: Path) -> None:
     run(tmp_path, body)
 
 
+def test_standard_descriptors_can_be_opened_by_name(tmp_path: Path) -> None:
+    async def body(driver: LinuxDriver, recorder: Recorder) -> None:
+        out = tmp_path / "out"
+        read, write = os.pipe()
+        command = ("sh", "-c", "cat /proc/self/fd/0; echo out > /proc/self/fd/1")
+        await driver.start(launch("t", *command, state=tmp_path, fds={0: read}, spools={1: out, 2: out}))
+        os.write(write, b"in\n")
+        os.close(read)
+        os.close(write)
+        await recorder.exit_of("t")
+        assert out.read_text() == "in\nout\n"
+
+    run(tmp_path, body)
+
+
 def test_three_tasks_form_a_pipeline_of_kernel_pipes(tmp_path: Path) -> None:
     async def body(driver: LinuxDriver, recorder: Recorder) -> None:
         out = tmp_path / "out"
