@@ -2,9 +2,10 @@
 
     python benchmarks/fuse.py [--seconds 2] [--repeat 3] [--only stat]
 
-Needs root, cc and libfuse3 (Debian packages gcc, pkg-config and libfuse3-dev). The first table sets the server's CPU per operation on a
-memory tree against libfuse's low-level API (clients/hello_ll.c) under the same load (clients/fuseload.c); the
-second what programs get of a host tree through the mount against the same files natively. Of the repeats the best counts.
+Needs root, cc and libfuse3 (Debian packages gcc, pkg-config and libfuse3-dev). The first table sets the server's CPU
+per operation on a memory tree against libfuse's low-level API (clients/hello_ll.c) under the same load
+(clients/fuseload.c) and with the same requests: neither lets the kernel cache names or attributes. The second sets
+what programs get of a host tree through the mount against the same files natively. Of the repeats the best counts.
 """
 
 import argparse
@@ -140,7 +141,8 @@ def main() -> None:
     parser.add_argument("--serve", nargs=3, metavar=("KIND", "POINT", "TOP"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        return trio.run(serve, *options.serve)
+        trio.run(serve, *options.serve)
+        return
     if os.geteuid() or not (shutil.which("cc") and shutil.which("pkg-config")):
         sys.exit("needs root, cc and libfuse3: apt-get install gcc pkg-config libfuse3-dev")
     missed = 0
@@ -156,7 +158,9 @@ def main() -> None:
         make_host_tree(top)
         me = [sys.executable, __file__, "--serve"]
         ours = stack.enter_context(running([*me, "memory", f"{work}/ours", str(top)], work / "ours"))
-        theirs = stack.enter_context(running([str(peer), "-f", "-o", "default_permissions,allow_other", f"{work}/theirs"], work / "theirs"))
+        theirs = stack.enter_context(
+            running([str(peer), "-f", "-o", "default_permissions,allow_other", f"{work}/theirs"], work / "theirs")
+        )
         stack.enter_context(running([*me, "host", f"{work}/host", str(top)], work / "host"))
 
         table = Table("operation", "clients", title="FUSE server, CPU us per operation")

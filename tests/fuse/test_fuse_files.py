@@ -1,6 +1,7 @@
 """Synthetic files, waits and wake-ups through the real kernel: what shells and programs see of them."""
 
 import os
+import random
 import signal
 import stat as statmod
 import subprocess
@@ -181,6 +182,22 @@ def test_writers_blocked_on_a_full_pipe_die_by_sigkill_each_by_itself(mount: Ser
         for writer in writers:
             writer.kill()
             writer.wait(5)
+
+
+def test_a_storm_of_readers_that_come_and_are_killed_leaves_nothing(mount: Served, tree: Tree):
+    order = random.Random(5)
+    cats = [mount.popen("exec cat wait") for _ in range(40)]
+    mount.until_waiting(40)
+    order.shuffle(cats)
+    for cat in cats[:30]:
+        cat.send_signal(order.choice((signal.SIGKILL, signal.SIGTERM, signal.SIGINT)))
+    mount.until_waiting(10)
+    assert mount.sh("cat value") == "first\n"
+    mount.call(tree.finish)
+    assert [finish(cat) for cat in cats[30:]] == [(0, b"0\n")] * 10
+    assert all(finish(cat)[0] < 0 for cat in cats[:30])
+    operations = mount.mount.session._operations
+    until(lambda: not mount.call(lambda: operations.files), "all files released")
 
 
 def test_a_pipe_passes_everything_and_then_ends(mount: Served):
