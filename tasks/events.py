@@ -3,7 +3,7 @@
 import os
 import stat as statmod
 from collections.abc import Callable
-from errno import EAGAIN, EPERM
+from errno import EACCES, EAGAIN
 
 from tasks.store import Journal
 from tasks.values import invalid, number
@@ -41,7 +41,7 @@ class Events(Synthetic):
 
     async def open(self, flags: int, who: Caller) -> Handle:
         if self.task is not None and flags & os.O_ACCMODE != os.O_RDONLY:
-            raise OSError(EPERM, "read only")
+            raise OSError(EACCES, "read only")
         return EventsHandle(self)
 
 

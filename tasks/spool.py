@@ -3,7 +3,7 @@
 import os
 import stat as statmod
 from collections.abc import Callable
-from errno import EAGAIN, EPERM
+from errno import EACCES, EAGAIN
 from pathlib import Path
 
 from vfs.files import Synthetic
@@ -51,7 +51,7 @@ class SpoolFile(Synthetic):
 
     async def open(self, flags: int, who: Caller) -> Handle:
         if flags & os.O_ACCMODE != os.O_RDONLY:
-            raise OSError(EPERM, "output can only be read")
+            raise OSError(EACCES, "output can only be read")
         return SpoolHandle(self.get())
 
 

@@ -122,9 +122,10 @@ async def run_command(verbs: Verbs, words: list[str]) -> None:
 class LineHandle(Handle, Generic[Line]):
     """Takes whole lines off the writes to an open file and hands each on, in order, before the write is answered."""
 
-    __slots__ = ("_tail", "_text")
+    __slots__ = ("_skipping", "_tail", "_text")
 
     def __init__(self) -> None:
+        self._skipping = False
         self._tail = ""
         self._text = b""
 
@@ -157,12 +158,17 @@ class LineHandle(Handle, Generic[Line]):
 
     async def flush(self) -> None:
         tail, self._tail = self._tail, ""
-        await self._run(tail, last=True)
+        if tail:
+            await self._run(tail, last=True)
 
     async def _run(self, text: str, *, last: bool) -> None:
         try:
+            if self._skipping:
+                _, newline, text = text.partition("\n")
+                self._skipping = not newline
             lines, tail = self.split(text)
-            if len(tail) > MAX_LINE:
+            if self._skipping or len(tail) > MAX_LINE:
+                self._skipping = True
                 raise OSError(E2BIG, f"a line is at most {MAX_LINE} bytes")
             for line in lines:
                 await self.run(line)

@@ -4,7 +4,7 @@ import os
 import stat as statmod
 import time
 from collections.abc import Awaitable, Callable
-from errno import E2BIG, EAGAIN, EBADF, EINVAL, EPERM
+from errno import E2BIG, EACCES, EAGAIN, EBADF, EINVAL, EPERM
 from typing import Protocol
 
 from vfs.node import ACCESS_MODE, READABLE, Caller, Handle, Node, SetStat, Stat
@@ -100,7 +100,7 @@ class Text(Synthetic):
     async def open(self, flags: int, who: Caller) -> Handle:
         access = flags & ACCESS_MODE
         if (access != os.O_WRONLY and self.read is None) or (access != os.O_RDONLY and self.write is None):
-            raise OSError(EBADF if who.uid else EPERM, "not open for that")
+            raise OSError(EACCES, "not for that")
         return TextHandle(self)
 
 
@@ -156,7 +156,7 @@ class Awaited(Synthetic):
 
     async def open(self, flags: int, who: Caller) -> Handle:
         if flags & ACCESS_MODE != os.O_RDONLY:
-            raise OSError(EPERM, "read only")
+            raise OSError(EACCES, "read only")
         return AwaitedHandle(self)
 
 

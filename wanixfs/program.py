@@ -142,7 +142,8 @@ async def _mount(house: House, vault: SupervisorVault, stack: AsyncExitStack) ->
                 log.warning("an old mount is left", path=str(old), error=str(error))
     if config.mount is None:
         return None
-    config.mount.mkdir(parents=True, exist_ok=True)
+    if not left:  # else it is ours to answer: looking there would wait for ourselves
+        config.mount.mkdir(parents=True, exist_ok=True)
     root = house.views.admin.namespace.root
     mount = await stack.enter_async_context(
         mounted(

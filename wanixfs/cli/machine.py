@@ -18,7 +18,8 @@ from wanixfs.cli.options import SIZE, Target
 from wanixfs.cli.stdio import show
 from wanixfs.config import Config, ConfigError, default_socket, default_state
 
-PATH = click.Path(path_type=Path)
+PATH = click.types.FuncParamType(Path)
+"""Not click.Path, which looks whether the path exists: on a mount whose server was killed that never ends."""
 
 
 class UidRange(click.ParamType[tuple[int, int]]):
