@@ -90,11 +90,11 @@ class Transport:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A request that has a task of its own; `first` is its first field."""
+    """A request that has a task of its own; `file` is the fh it is about, or 0."""
 
     scope: trio.CancelScope
     opcode: int
-    first: int
+    file: int
 
 
 class Session:
@@ -225,19 +225,15 @@ class Session:
         try:
             with waiting.scope:
                 body = await resume(call)
+            if waiting.scope.cancelled_caught:
+                raise OSError(EINTR, "interrupted")
+            if body is not None:
+                reply(send, unique, body)
         except Exception as error:
-            del self._waiting[unique]
             if waiting.opcode not in UNANSWERED:
                 refuse(send, unique, error)
-            return
-        except BaseException:
+        finally:
             del self._waiting[unique]
-            raise
-        del self._waiting[unique]
-        if waiting.scope.cancelled_caught:
-            refuse(send, unique, OSError(EINTR, "interrupted"))
-        elif body is not None:
-            reply(send, unique, body)
 
     # The requests that are about the connection itself
 
@@ -294,7 +290,7 @@ class Session:
 
     def _interrupt_file(self, fh: int) -> None:
         for waiting in self._waiting.values():
-            if waiting.first == fh:
+            if waiting.file == fh:
                 waiting.scope.cancel()
 
     # What the kernel is told unasked
