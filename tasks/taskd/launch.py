@@ -143,6 +143,38 @@ def spawn(spec: Spec, given: dict[int, int], terminal: int, around: Surroundings
     return main, init, status
 
 
+def graft(plan: root.Plan, main: int, around: Surroundings) -> tuple[int, int]:
+    """Start a child that changes the root of the task whose main process is `main`; return its pid and status pipe."""
+    task = os.pidfd_open(main)
+    status, report = os.pipe()
+    os.set_blocking(status, False)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        child = syscalls.clone3(syscalls.CLONE_NEWNS)
+        if child == 0:
+            try:
+                gc.disable()
+                _die_with(around)
+                plan.graft(task)
+            except BaseException as error:
+                _report(report, error)
+            finally:
+                os._exit(0)
+    except OSError:
+        os.close(status)
+        raise
+    finally:
+        os.close(report)
+        os.close(task)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    return child, status
+
+
+def _report(report: int, error: BaseException) -> None:
+    number, reason = (error.errno, error.strerror) if isinstance(error, OSError) else (EIO, repr(error))
+    os.write(report, (number or EIO).to_bytes(4, "little") + str(reason).encode("utf-8", "replace")[:500])
+
+
 def failure(report: bytes) -> OSError:
     """Return the error that a child wrote to its status pipe."""
     return OSError(int.from_bytes(report[:4], "little"), report[4:].decode("utf-8", "replace"))
@@ -194,8 +226,7 @@ def _child(spec: Spec, given: dict[int, int], terminal: int, around: Surrounding
         wanted = {number: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for number, fd in wanted.items()}
         _become(spec, wanted, terminal, around)
     except BaseException as error:
-        number, reason = (error.errno, error.strerror) if isinstance(error, OSError) else (EIO, repr(error))
-        os.write(report, (number or EIO).to_bytes(4, "little") + str(reason).encode("utf-8", "replace")[:500])
+        _report(report, error)
     finally:
         os._exit(125)
 

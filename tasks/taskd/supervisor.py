@@ -27,6 +27,7 @@ from tasks.taskd import launch, protocol, syscalls
 from tasks.taskd.channel import Channel, PacketChannel
 from tasks.taskd.processes import descendants
 from tasks.taskd.protocol import Message, integer, text
+from tasks.taskd.root import Plan
 from tasks.taskd.spool import Spool
 from tasks.taskd.vault import Vault
 
@@ -92,6 +93,7 @@ class Supervisor:
         self._tasks: dict[str, Task] = {}
         self._mains: dict[int, Task] = {}
         self._inits: dict[int, Task] = {}
+        self._grafts: dict[int, tuple[Request, int]] = {}
         self._changed: dict[Spool, Task] = {}
         self._output_due = 0.0
         self._output_timer = False
@@ -317,6 +319,26 @@ class Supervisor:
             for number in numbers:
                 given[number] = write_end
 
+    def _graft(self, message: Message, fds: Sequence[int], request: Request) -> None:
+        task = self._task(message)
+        if task.over:
+            raise OSError(ESRCH, "the task has ended")
+        if not task.isolated:
+            raise OSError(EINVAL, "the task has no root of its own")
+        child, status = launch.graft(Plan(protocol.table(message, "root")), task.main, self._around)
+        self._grafts[child] = (request, status)
+        self._after(START_DEADLINE, lambda: _signal(child, signal.SIGKILL) if child in self._grafts else None)
+
+    def _grafted(self, request: Request, status: int, code: int) -> None:
+        with open(status, "rb") as pipe:
+            report = pipe.read()
+        if report:
+            self._answer(request, launch.failure(report))
+        elif code:
+            self._answer(request, OSError(ETIMEDOUT, "the binds could not be changed in time"))
+        else:
+            self._answer(request, {})
+
     def _kill(self, message: Message, fds: Sequence[int], request: Request) -> Reply:
         task = self._task(message)
         number = integer(message, "signal", 0, 64)
@@ -413,6 +435,8 @@ class Supervisor:
                 return
             if pid in self._mains:
                 self._main_ended(self._mains.pop(pid), status, usage)
+            elif pid in self._grafts:
+                self._grafted(*self._grafts.pop(pid), os.waitstatus_to_exitcode(status))
             elif pid in self._inits:
                 task = self._inits.pop(pid)
                 task.init = 0
@@ -478,7 +502,7 @@ class Supervisor:
         if task.isolated:
             return []
         # Every living main process is a subreaper, so what hangs below us directly was left by one that ended.
-        known = self._mains.keys() | self._inits.keys()
+        known = self._mains.keys() | self._inits.keys() | self._grafts.keys()
         return descendants([os.getpid()], without=known)
 
     def _remove(self, task: Task) -> None:
@@ -560,6 +584,7 @@ OPERATIONS: dict[str, Operation] = {
     "hello": Supervisor._hello,
     "list": Supervisor._list,
     "start": Supervisor._start,
+    "graft": Supervisor._graft,
     "kill": Supervisor._kill,
     "pids": Supervisor._pids,
     "terminal": Supervisor._terminal,
