@@ -91,6 +91,10 @@ class Realiser(Protocol):
         """Take an applied change back, because another realiser refused it. Runs shielded from cancellation."""
         ...
 
+    async def settle(self, change: Change) -> None:
+        """The table has the change: do what needs the live tree to show it. Too late to refuse: raises nothing."""
+        ...
+
 
 class Cell:
     """A table that changes one step at a time, for all who share it."""
@@ -129,9 +133,12 @@ class Cell:
                 raise OSError(ENOSPC, f"the namespace holds more than {self.limit} names")
             async with self as now:
                 if now is before:
+                    change = Change(before, after, path)
                     if self.realisers:
-                        await self._realise(Change(before, after, path))
+                        await self._realise(change)
                     self.table = after
+                    for realiser in tuple(self.realisers):
+                        await realiser.settle(change)
                     return
 
     async def _realise(self, change: Change) -> None:

@@ -81,7 +81,11 @@ class Root:
         above, _, name = path.rpartition("/")
         parent = self.look(above or "/")
         os.fchdir(parent)
-        syscalls.umount(name, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
+        try:
+            syscalls.umount(name, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
+        except OSError as error:
+            if error.errno not in (EINVAL, ENOENT):  # nothing is mounted: there was nothing to mask
+                raise
         try:
             while name and os.fstat(parent).st_dev == self._grown:
                 if stat.S_ISDIR(os.lstat(name).st_mode):

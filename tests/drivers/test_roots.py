@@ -355,3 +355,133 @@ def test_trees_of_the_server_come_from_its_mount(tmp_path: Path) -> None:
             assert (await world.sh("grep fuse /proc/mounts | cut -d' ' -f2 | sort"))[1] == "/memory\n/union\n"
 
     run(tmp_path, body)
+
+
+class Running:
+    """A task that answers questions about its namespace while it runs."""
+
+    def __init__(self, world: World, task: str) -> None:
+        self._world = world
+        self._task = task
+        self._out = world.host.parent / f"{task}.out"
+        self._read = 0
+        self._questions = -1
+
+    async def start(self) -> "Running":
+        read, self._questions = os.pipe()
+        script = 'while read line; do eval "$line" 2>&1; echo done; done'
+        launch = self._world.launch(self._task, "sh", "-c", script, fds={0: read}, spools={1: self._out})
+        await self._world.driver.start(launch)
+        os.close(read)
+        return self
+
+    async def ask(self, command: str) -> str:
+        """Return what the command says inside."""
+        os.write(self._questions, command.encode() + b"\n")
+        await self._world.recorder.until(lambda: self._out.read_text()[self._read :].endswith("done\n"))
+        text = self._out.read_text()[self._read :]
+        self._read += len(text)
+        return text.removesuffix("done\n")
+
+    async def end(self) -> None:
+        os.close(self._questions)
+        assert (await self._world.recorder.exit_of(self._task)).code == 0
+
+
+def test_bind_and_unbind_reach_a_running_task(tmp_path: Path) -> None:
+    async def body(world: World) -> None:
+        task = await Running(world, "t").start()
+        await world.script(f"bind #host{world.host} /late/bind")
+        assert await task.ask("cat /late/bind/file") == "of the host\n"
+        (world.host / "inner" / "deep").write_text("deep\n")
+        await world.script(f"bind #host{world.host}/inner /late/bind/inner\nbind #host{world.host}/inner /other")
+        assert await task.ask("cat /late/bind/inner/deep /other/deep") == "deep\ndeep\n"
+        await world.script("unbind /late/bind/inner\nunbind /other")
+        assert await task.ask(
+            "ls /late/bind/inner /other"
+        ) == "ls: cannot access '/other': No such file or directory\n" + ("/late/bind/inner:\ndeep\n")
+        await world.script("unbind /late/bind")
+        assert "No such file" in await task.ask("ls /late")
+        assert await task.ask("grep -c late /proc/mounts") == "0\n"
+        await task.end()
+        assert not world.namespace.realisers
+
+    run(tmp_path, body)
+
+
+def test_bind_above_a_bind_keeps_both_in_a_running_task(tmp_path: Path) -> None:
+    async def body(world: World) -> None:
+        await world.script(f"bind #host{world.host}/inner /a/inner")
+        task = await Running(world, "t").start()
+        await world.script(f"bind #host{world.host} /a")
+        (world.host / "inner" / "deep").write_text("deep\n")
+        assert await task.ask("cat /a/file /a/inner/deep; grep -c ' /a' /proc/mounts") == "of the host\ndeep\n2\n"
+        await world.script("unbind /a")
+        assert await task.ask("ls /a; grep -c ' /a' /proc/mounts") == "inner\n1\n"
+        await task.end()
+
+    run(tmp_path, body)
+
+
+def test_replaced_and_masked_binds_change_in_a_running_task(tmp_path: Path) -> None:
+    async def body(world: World) -> None:
+        await world.script(f"bind #host{world.host}/file /x\nbind #host{world.host} /a")
+        task = await Running(world, "t").start()
+        (world.host / "second").write_text("second\n")
+        await world.script(f"bind #host{world.host}/second /x\nbind -r #host{world.host} /a\nmask /a/file")
+        assert await task.ask("cat /x; cat /a/file; touch /a/new") == (
+            "second\ncat: /a/file: Permission denied\ntouch: cannot touch '/a/new': Read-only file system\n"
+        )
+        await task.end()
+
+    run(tmp_path, body)
+
+
+def test_change_that_a_running_task_cannot_follow_happens_nowhere(tmp_path: Path) -> None:
+    async def body(world: World) -> None:
+        await world.script(f"bind #host{world.host} /a")
+        task = await Running(world, "t").start()
+        table = world.namespace.table
+        for refused in (f"bind #host{world.host} /", "bind #mem /memory"):
+            with pytest.raises(OSError):
+                await world.script(refused)
+            assert world.namespace.table is table
+        assert await task.ask("cat /a/file; ls -d /memory") == (
+            "of the host\nls: cannot access '/memory': No such file or directory\n"
+        )
+        await task.end()
+
+    run(tmp_path, body)
+
+
+def test_every_task_that_shares_a_namespace_follows_it(tmp_path: Path) -> None:
+    async def body(world: World) -> None:
+        tasks = [await Running(world, f"t{number}").start() for number in range(3)]
+        await world.script(f"bind #host{world.host} /shared")
+        for task in tasks:
+            assert await task.ask("cat /shared/file") == "of the host\n"
+            await task.end()
+
+    run(tmp_path, body)
+
+
+def test_trees_of_the_server_reach_a_running_task(tmp_path: Path) -> None:
+    async def body(world: World) -> None:
+        mount = world.host.parent / "mount"
+        mount.mkdir()
+
+        def view(task: str) -> Node:
+            return world.namespace.root
+
+        async with mounted(mount, MemoryTree(label="main").root, views=view):
+            world.driver.roots = Roots(views=mount / ".views")
+            task = await Running(world, "t").start()
+            await world.script(f"bind #mem /memory\nbind #host{world.host} /memory2\nbind -a #mem /memory2")
+            assert await task.ask("echo live > /memory/note; cat /memory2/note /memory2/file") == "live\nof the host\n"
+            await world.script("unbind /memory\nunbind #mem /memory2")
+            assert await task.ask("ls /memory2; ls -d /memory") == (
+                "file\ninner\nls: cannot access '/memory': No such file or directory\n"
+            )
+            await task.end()
+
+    run(tmp_path, body)

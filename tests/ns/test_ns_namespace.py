@@ -677,6 +677,9 @@ class FakeTask:
         if self.refuse_revert:
             raise OSError(self.refuse_revert, "refused")
 
+    async def settle(self, change: Change) -> None:
+        self.settled = change.paths()
+
 
 def test_a_change_reaches_the_table_after_every_running_task():
     ns = administrator(x={})

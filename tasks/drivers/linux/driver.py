@@ -16,11 +16,13 @@ from pathlib import Path
 
 import trio
 
+from ns.namespace import Namespace, Realiser
 from tasks.drivers.base import Exit, Launch, Limits, Listener
 from tasks.drivers.linux import procstat
 from tasks.drivers.linux.cgroup import Cgroups, Group, Hierarchy, hierarchies
 from tasks.drivers.linux.client import Client, connect, ensure
-from tasks.drivers.linux.roots import Roots, root_of
+from tasks.drivers.linux.live import LiveRoot
+from tasks.drivers.linux.roots import Holder, Roots, root_of
 from tasks.drivers.linux.vault import SupervisorVault
 from tasks.taskd.protocol import Message
 
@@ -38,6 +40,7 @@ class LinuxDriver:
         self._client: Client  # set when connected
         self._groups: dict[str, Group] = {}
         self._known: set[str] = set()
+        self._live: dict[str, tuple[list[Realiser], LiveRoot]] = {}
         self._unclaimed: dict[str, Message] = {}  # ends of tasks that `recover` was not asked for yet
         self._quitting = False
         self.vault: SupervisorVault
@@ -51,7 +54,7 @@ class LinuxDriver:
         limits = {"memory": "memlimit", "pids": "pidlimit", "cpu": "cpulimit"}
         found |= {limits[controller] for controller in self._cgroups.controllers if controller in limits}
         if os.geteuid() == 0:
-            found.add("net")
+            found |= {"net", "bind"}
         return frozenset(found)
 
     @property
@@ -68,14 +71,20 @@ class LinuxDriver:
         made: list[Path] = []
         try:
             message, fds = self._message(launch, group, opened, made)
-            if launch.namespace and self.roots:
-                message["root"] = await root_of(launch, launch.namespace, launch.namespace.table, self.roots)
             with trio.CancelScope(shield=True):  # the supervisor's own deadline ends it
-                started = await self._client.call("start", fds, **message)
+                if launch.namespace and self.roots:
+                    holder = Holder(task=task, user=launch.user, home=launch.home, uid=launch.uid)
+                    async with launch.namespace.hold() as table:
+                        message["root"] = await root_of(holder, launch.namespace, table, self.roots)
+                        self._follow(holder, launch.namespace, self.roots)
+                        started = await self._client.call("start", fds, **message)
+                else:
+                    started = await self._client.call("start", fds, **message)
         except OSError:
             for path in made:
                 path.unlink(missing_ok=True)
             self._known.discard(task)
+            self._unfollow(task)
             if self._groups.pop(task, None) and group:
                 self._cgroups.remove(group)
             raise
@@ -83,6 +92,22 @@ class LinuxDriver:
             for fd in opened:
                 os.close(fd)
         return _integer(started["pid"])
+
+    def follow(self, launch: Launch) -> None:
+        """Let a recovered task's mounts follow its namespace again. Of the launch only who and where is looked at."""
+        if launch.namespace and self.roots and launch.id in self._known:
+            holder = Holder(task=launch.id, user=launch.user, home=launch.home, uid=launch.uid)
+            self._follow(holder, launch.namespace, self.roots)
+
+    def _follow(self, holder: Holder, namespace: Namespace, roots: Roots) -> None:
+        live = LiveRoot(self._client, holder, namespace, roots)
+        namespace.realisers.append(live)
+        self._live[holder.task] = (namespace.realisers, live)
+
+    def _unfollow(self, task: str) -> None:
+        if task in self._live:
+            realisers, live = self._live.pop(task)
+            realisers.remove(live)
 
     def _new_group(self, task: str, limits: Limits) -> Group | None:
         if not self._cgroups:
@@ -248,6 +273,7 @@ class LinuxDriver:
             system_usec=_integer(record["system_usec"]),
             peak_bytes=_integer(record["peak_bytes"]),
         )
+        self._unfollow(task)
         group = self._groups.pop(task, None)
         if not group:
             return exit

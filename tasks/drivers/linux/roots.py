@@ -1,14 +1,13 @@
 """From a namespace to mounts: what the kernel can bind itself it binds, the rest comes from the server's own mount."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from errno import EFBIG, ENOTSUP, ESTALE
+from errno import EBUSY, EFBIG, ENOTSUP, ESTALE
 from pathlib import Path
 
 from ns.namespace import Namespace
 from ns.table import BindTable, Member
-from tasks.drivers.base import Launch
 from tasks.taskd.protocol import Message
 from tasks.taskd.root import DEVICES, MAX_TEXT
 from vfs.host import HostNode
@@ -29,29 +28,81 @@ class Roots:
     views: Path | None = None
 
 
-async def root_of(launch: Launch, namespace: Namespace, table: BindTable, roots: Roots) -> Message:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """The task that a root is made for."""
+
+    task: str
+    user: str
+    home: Path
+    uid: int
+
+
+async def root_of(holder: Holder, namespace: Namespace, table: BindTable, roots: Roots) -> Message:
     """Return the root that a task with this table gets, as the supervisor's `start` takes it.
 
-    `/proc` is the task's own, and its home is at `/home/<user>`, where the table has nothing else. ENOTSUP or ESTALE,
-    naming the bind that cannot be realised.
+    `/proc` is the task's own, and its home is at `/home/<user>`, where the table has nothing else. ENOTSUP, naming
+    the bind that cannot be realised.
     """
     steps: list[Message] = []
     bound = dict(table.items())
     for path, members in bound.items():
-        for step in await _steps(path, members, launch, namespace, roots):
-            steps.append(step)
+        steps += await _steps(path, members, holder, namespace, roots)
     if "/proc" not in bound:
-        steps.append({"kind": "proc", "at": "/proc", "guarded": launch.uid == 0})
-    home = f"/home/{launch.user}"
+        steps.append({"kind": "proc", "at": "/proc", "guarded": holder.uid == 0})
+    home = f"/home/{holder.user}"
     if home not in bound and "/home" not in bound:
-        steps.append({"kind": "bind", "at": home, "path": str(launch.home)})
+        steps.append({"kind": "bind", "at": home, "path": str(holder.home)})
     steps.sort(key=lambda step: str(step["at"]).rstrip("/").count("/"))
     steps += [{"kind": "mask", "at": path} for path in table.hidden_paths()]
-    return {"steps": steps}
+    return {"steps": steps, "grows": "/" not in bound}
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How one root becomes another: first `drop` and `steps`; then, once the live tree shows it, `late`.
+
+    What lies below a changed path is mounted anew.
+    """
+
+    drop: list[str]
+    steps: list[Message]
+    late: list[Message]
+    grows: bool
+
+    def __bool__(self) -> bool:
+        return bool(self.drop or self.steps or self.late)
+
+
+def difference(before: Message, after: Message) -> Difference:
+    """Return what to do to a task with the root `before` to give it `after`. EBUSY for a change of `/` itself."""
+    old, new = _by_path(before), _by_path(after)
+    changed = {path for path in old.keys() | new.keys() if old.get(path) != new.get(path)}
+    if "/" in changed:
+        raise OSError(EBUSY, "the root of a running task cannot be replaced")
+    drop = [path for path, steps in reversed(old.items()) if _within(path, changed) for _ in steps]
+    shown = {path for path in changed & new.keys() if any("view" in step for step in new[path])}
+    now = [step for path, steps in new.items() if _within(path, changed - shown) for step in steps]
+    late = [step for path, steps in new.items() if _within(path, shown) for step in steps]
+    return Difference(drop, [step for step in now if step not in late], late, bool(after["grows"]))
+
+
+def _within(path: str, places: Collection[str]) -> bool:
+    """Tell whether `path` is, or is below, one of `places`."""
+    return any(path == place or path.startswith(place + "/") for place in places)
+
+
+def _by_path(root: Message) -> dict[str, list[Message]]:
+    found: dict[str, list[Message]] = {}
+    steps = root["steps"]
+    assert isinstance(steps, list)
+    for step in steps:
+        found.setdefault(str(step["at"]), []).append(step)
+    return found
 
 
 async def _steps(
-    path: str, members: tuple[Member, ...], launch: Launch, namespace: Namespace, roots: Roots
+    path: str, members: tuple[Member, ...], holder: Holder, namespace: Namespace, roots: Roots
 ) -> list[Message]:
     member = members[0]
     device, inner = member.origin
@@ -67,15 +118,16 @@ async def _steps(
     if roots.views is None:
         what = " + ".join(str(each.origin) for each in members)
         raise OSError(ENOTSUP, f"bind {what} {path}: only the server's mount can show this, and it has none")
-    step: Message = {"kind": "bind", "at": path, "path": f"{roots.views}/{launch.id}{path}"}
-    return [step | {"readonly": True}] if all(each.readonly for each in members) else [step]
+    readonly = all(each.readonly for each in members)
+    view = f"{roots.views}/{holder.task}{path}"
+    return [{"kind": "bind", "at": path, "path": view, "readonly": readonly, "view": True}]
 
 
 def _host_binds(path: str, member: Member, where: Path) -> Iterator[Message]:
     """Yield the bind of a host file or directory, and those of the mounts below it that its tree shows."""
     node = member.node
     step: Message = {"kind": "bind", "at": path, "path": str(where), "readonly": member.readonly}
-    yield step | _identity(node, path)
+    yield step | _identity(node)
     if isinstance(node, MountedAbove):
         prefix = node.path.rstrip("/") + "/"
         for point in sorted(node.points):
@@ -84,8 +136,8 @@ def _host_binds(path: str, member: Member, where: Path) -> Iterator[Message]:
                 yield {**step, "at": f"{path.rstrip('/')}/{below}", "path": point}
 
 
-def _identity(node: Node | None, path: str) -> Message:
-    """Return what the bound file is, whatever its path means by now."""
+def _identity(node: Node | None) -> Message:
+    """Return what the bound file is, whatever its path means by now; inode 0, which nothing is, if it has gone."""
     if isinstance(node, MountedAbove):
         node = node.node
     if not isinstance(node, HostNode):
@@ -93,7 +145,9 @@ def _identity(node: Node | None, path: str) -> Message:
     try:
         st = os.fstat(node.fd())
     except OSError as error:
-        raise OSError(ESTALE, f"bind at {path}: what was bound is no longer there") from error
+        if error.errno != ESTALE:
+            raise
+        return {"device": 0, "inode": 0}
     return {"device": st.st_dev, "inode": st.st_ino}
 
 
