@@ -397,9 +397,8 @@ def test_bind_and_unbind_reach_a_running_task(tmp_path: Path) -> None:
         await world.script(f"bind #host{world.host}/inner /late/bind/inner\nbind #host{world.host}/inner /other")
         assert await task.ask("cat /late/bind/inner/deep /other/deep") == "deep\ndeep\n"
         await world.script("unbind /late/bind/inner\nunbind /other")
-        assert await task.ask(
-            "ls /late/bind/inner /other"
-        ) == "ls: cannot access '/other': No such file or directory\n" + ("/late/bind/inner:\ndeep\n")
+        assert await task.ask("ls /late/bind/inner") == "deep\n"
+        assert "No such file" in await task.ask("ls -d /other")
         await world.script("unbind /late/bind")
         assert "No such file" in await task.ask("ls /late")
         assert await task.ask("grep -c late /proc/mounts") == "0\n"
