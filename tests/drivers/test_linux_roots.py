@@ -257,6 +257,42 @@ def test_set_user_id_programs_and_devices_of_a_bind_do_not_act(tmp_path: Path) -
     run(tmp_path, body)
 
 
+@pytest.mark.skipif(not os.path.exists("/usr/bin/python3"), reason="needs a python3 in /usr")
+def test_calls_that_lead_out_are_refused_and_ordinary_ones_are_not(tmp_path: Path) -> None:
+    async def body(world: World) -> None:
+        (world.host / "probe").write_text(PROBE)
+        await world.script(f"bind -r #host{world.host} /a")
+        code, text = await world.sh("python3 /a/probe")
+        assert (code, text.split()) == (0, ["EPERM"] * 8 + ["ENOSYS", "fine"])
+
+    run(tmp_path, body)
+
+
+PROBE = """
+import ctypes, errno, fcntl, os, subprocess, threading
+libc = ctypes.CDLL(None, use_errno=True)
+x86 = os.uname().machine == "x86_64"
+unshare, bpf, mount, clone = (272, 321, 165, 56) if x86 else (97, 280, 40, 220)
+def name(*call):
+    print(errno.errorcode[ctypes.get_errno()] if libc.syscall(*map(ctypes.c_long, call)) < 0 else "allowed")
+for flags in (0x10000000, 0x20000, 0x40000000):
+    name(unshare, flags)
+name(bpf, 0, 0, 0)
+name(425, 1, 0)
+name(mount, 0, 0, 0, 0, 0)
+name(clone, 0x10000011, 0, 0, 0, 0)
+try:
+    fcntl.ioctl(0, 0x5412, b"x")
+except OSError as error:
+    print(errno.errorcode[error.errno])
+name(435, 0, 0)
+thread = threading.Thread(target=lambda: subprocess.run(["true"], check=True))
+thread.start()
+thread.join()
+print("fine")
+"""
+
+
 def test_kill_ends_every_process_of_the_pid_namespace(tmp_path: Path) -> None:
     async def body(world: World) -> None:
         script = "for i in 1 2 3; do (setsid sleep 1000 &) ; done; echo ready; exec sleep 1000"
