@@ -33,7 +33,7 @@ from vfs.ninep.messages import (
     VERSION,
 )
 from vfs.ninep.remote import RemoteNode
-from vfs.node import Caller
+from vfs.node import Caller, node_id
 from vfs.waiting import Signal
 
 HANDSHAKE_SECONDS: Final = 10.0
@@ -156,6 +156,10 @@ class Client:
         self._msize = offered
         self.payload = offered - READ_OVERHEAD
 
+    def id_of(self, path: int) -> int:
+        """Return the node id of the remote file with this qid.path."""
+        return node_id("9p", self.identity, path)
+
     # Fids
 
     def new_fid(self) -> int:
@@ -191,7 +195,7 @@ class Client:
 
         OSError as the server answered; ECONNRESET if the connection is gone; EAGAIN with `nonblock` if the server
         would have had to wait. A cancelled request is flushed first: where this raises, it has not happened (unless
-        the connection broke meanwhile), and where it has happened, this returns.
+        the connection broke), and where it has happened, this returns.
         """
         await park()
         while self._unsent_bytes > _UNSENT and not self._failure:
@@ -205,6 +209,9 @@ class Client:
             self._flush(call)
 
         def abort(raise_cancel: Callable[[], NoReturn]) -> trio.lowlevel.Abort:
+            if call.number == _TVERSION:  # nothing can be flushed before there is a version
+                call.task = None
+                return trio.lowlevel.Abort.SUCCEEDED
             call.raise_cancel = raise_cancel
             if call.flush is None:
                 self._flush(call)
@@ -266,13 +273,14 @@ class Client:
             self._tags.append(call.tag)
         if call.fid is not None and call.reply is not None:
             self._fids.append(call.fid)
+        self._wake(call, OSError(EAGAIN, "the server would have to wait"))
+
+    def _wake(self, call: _Call, unanswered: OSError) -> None:
+        """Let the task of a call go on: with the reply, else cancelled if it was to be, else with this error."""
         if call.task is None:
             return
         if call.reply is None:
-            if call.raise_cancel is not None:
-                call.reply = outcome.capture(call.raise_cancel)
-            else:
-                call.reply = outcome.Error(OSError(EAGAIN, "the server would have to wait"))
+            call.reply = outcome.capture(call.raise_cancel) if call.raise_cancel else outcome.Error(unanswered)
         trio.lowlevel.reschedule(call.task, call.reply)
 
     def _fail(self, why: str) -> None:
@@ -284,9 +292,7 @@ class Client:
         self._io.cancel()
         self._drained.notify()
         for call in self._calls.values():
-            if call.task is not None:
-                reply = call.reply or outcome.Error(OSError(ECONNRESET, why))
-                trio.lowlevel.reschedule(call.task, reply)
+            self._wake(call, OSError(ECONNRESET, why))
         self._calls.clear()
 
     # The stream

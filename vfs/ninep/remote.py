@@ -7,7 +7,7 @@ asked for a new file.
 
 import os
 from collections.abc import Sequence
-from errno import E2BIG, EINVAL, EIO, ENOENT, EXDEV
+from errno import E2BIG, EINVAL, EIO, EXDEV
 from typing import TYPE_CHECKING, Any, Final
 
 from vfs.ninep.codec import DIRENT, Values, qid_parts
@@ -25,7 +25,7 @@ from vfs.ninep.messages import (
     SETATTR_SIZE,
     SETATTR_UID,
 )
-from vfs.node import Caller, DirEntry, Handle, Node, SetStat, Stat, StatFs, check_name, node_id
+from vfs.node import Caller, DirEntry, Handle, Node, SetStat, Stat, StatFs, check_name, no_entry
 
 if TYPE_CHECKING:
     from vfs.ninep.client import Client
@@ -77,13 +77,12 @@ class RemoteHandle(Handle):
 class RemoteNode(Node):
     """A file of a remote tree, by a fid that is never opened."""
 
-    __slots__ = ("_client", "_fid", "_qid")
+    __slots__ = ("_client", "_fid")
 
     def __init__(self, client: "Client", fid: int, raw_qid: bytes) -> None:
         self._client = client
         self._fid = fid
-        self._qid = qid_parts(raw_qid)
-        self.id = node_id("9p", client.identity, self._qid[2])
+        self.id = client.id_of(qid_parts(raw_qid)[2])
 
     def __del__(self) -> None:
         self._client.drop(self._fid)
@@ -96,8 +95,8 @@ class RemoteNode(Node):
         fid = self._client.new_fid()
         try:
             qids = (await self._rpc("Twalk", fid, names))[0]
-            if len(qids) < len(names):
-                raise OSError(ENOENT, f"no such file: {names[-1]!r}")
+            if len(qids) != len(names):
+                raise no_entry(names[-1]) if len(qids) < len(names) else OSError(EIO, "a walk longer than asked for")
         except BaseException:
             self._client.free_fid(fid)
             raise
@@ -112,7 +111,7 @@ class RemoteNode(Node):
         values = await self._rpc("Tgetattr", GETATTR_BASIC)
         _, _, mode, uid, gid, nlink, rdev, size, blksize, blocks, *times = values
         atime, mtime, ctime = (_nanoseconds(*times[i : i + 2]) for i in (0, 2, 4))
-        return Stat(mode, self._qid[2], nlink, uid, gid, size, atime, mtime, ctime, blocks, blksize, rdev)
+        return Stat(mode, self.id, nlink, uid, gid, size, atime, mtime, ctime, blocks, blksize, rdev)
 
     async def setstat(self, change: SetStat, who: Caller) -> None:
         valid = 0
@@ -162,12 +161,29 @@ class RemoteNode(Node):
         offset = 0
         try:
             while data := (await self._client.rpc("Treaddir", fid, offset, self._client.payload))[0]:
-                offset = _read_entries(data, entries, offset)
+                offset = self._read_entries(data, entries, offset)
                 if len(entries) > MAX_ENTRIES:
                     raise OSError(E2BIG, "too many names")
         finally:
             self._client.clunk(fid)
         return entries
+
+    def _read_entries(self, data: memoryview, entries: list[DirEntry], offset: int) -> int:
+        """Append the entries of one Rreaddir and return the offset to go on from. EIO for anything but entries."""
+        at = 0
+        while at < len(data):
+            if at + DIRENT.size > len(data):
+                raise OSError(EIO, "a broken directory entry")
+            _, _, path, next_offset, kind, length = DIRENT.unpack_from(data, at)
+            at += DIRENT.size
+            name = str(data[at : at + length], "utf-8", "surrogateescape")
+            at += length
+            if at > len(data) or next_offset == offset:
+                raise OSError(EIO, "a broken directory entry")
+            offset = next_offset
+            if name not in (".", ".."):
+                entries.append(DirEntry(check_name(name), self._client.id_of(path), kind << 12))
+        return offset
 
     async def create(self, name: str, flags: int, mode: int, who: Caller) -> tuple[Node, Handle]:
         fid, _ = await self._walk()
@@ -259,24 +275,6 @@ class RemoteNode(Node):
             await handle.clunk()
         finally:
             handle.close()
-
-
-def _read_entries(data: memoryview, entries: list[DirEntry], offset: int) -> int:
-    """Append the entries of one Rreaddir and return the offset to go on from. EIO for anything else than entries."""
-    at = 0
-    while at < len(data):
-        if at + DIRENT.size > len(data):
-            raise OSError(EIO, "a broken directory entry")
-        _, _, path, next_offset, kind, length = DIRENT.unpack_from(data, at)
-        at += DIRENT.size
-        name = str(data[at : at + length], "utf-8", "surrogateescape")
-        at += length
-        if at > len(data) or next_offset == offset:
-            raise OSError(EIO, "a broken directory entry")
-        offset = next_offset
-        if name not in (".", ".."):
-            entries.append(DirEntry(check_name(name), path, kind << 12))
-    return offset
 
 
 def _nanoseconds(seconds: int, nanoseconds: int) -> int:
