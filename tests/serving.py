@@ -61,9 +61,10 @@ def serving(top: Path, *options: str, mount: bool = True) -> Iterator[Served]:
         if str(where) not in Path("/proc/self/mounts").read_text():  # a killed server's mount may have no answer
             where.mkdir(exist_ok=True)
         words = (*words, "--mount", str(where))
+    ready_name = f"ready-{os.urandom(4).hex()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready, (top / "log").open("wb") as log:
-        ready.bind(f"{top}/ready")
-        environment = os.environ | {"NOTIFY_SOCKET": f"{top}/ready", "PYTHONPATH": str(ROOT)}
+        ready.bind(f"{top}/{ready_name}")
+        environment = os.environ | {"NOTIFY_SOCKET": f"{top}/{ready_name}", "PYTHONPATH": str(ROOT)}
         process = subprocess.Popen((*WANIXFS, *words), env=environment, stdin=subprocess.DEVNULL, stderr=log)
         killed = False
         try:
@@ -74,7 +75,7 @@ def serving(top: Path, *options: str, mount: bool = True) -> Iterator[Served]:
                 process.send_signal(signal.SIGTERM)
                 assert process.wait(SECONDS) == 0, (top / "log").read_text()
         finally:
-            os.unlink(f"{top}/ready")
+            os.unlink(f"{top}/{ready_name}")
             if not killed:
                 end_all(process, state)
                 if mount and os.path.ismount(where):

@@ -205,7 +205,7 @@ def test_binds_and_symlinks_in_circles_end(served):
     id = new(served)
     ctl = served.mount / f"task/{id}/ns/ctl"
     (served.mount / "tmp/in").mkdir()
-    ctl.write_text("bind /tmp /loop\nbind /loop /loop/in\nbind /loop/in /loop/in/in\n")
+    ctl.write_text("bind /tmp /loop\nbind /tmp /loop/in\nbind /tmp /loop/in/in\n")
     assert os.listdir(served.mount / f"task/{id}/ns/root/loop/in/in") == ["in"]
     cap = sh(served, "cat $M/cap/new/mem").strip()
     tree = served.mount / f"cap/{cap}/mount"

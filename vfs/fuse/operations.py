@@ -459,8 +459,8 @@ class Operations:
             self._unshare(nodeid, backing)
             handle.close()
             raise
-        if type(handle).flush is Handle.flush and self._locks is None:
-            how |= Fopen.NOFLUSH
+        if type(handle).flush is Handle.flush and (self._locks is None or handle.direct):
+            how |= Fopen.NOFLUSH  # besides, a close then needs no server; locks on made files go with the last close
         fh = self._number()
         self.files[fh] = OpenFile(nodeid, handle, backing)
         if self._journal:
