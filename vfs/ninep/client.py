@@ -198,6 +198,7 @@ class Client:
         the connection broke), and where it has happened, this returns.
         """
         await park()
+        await trio.lowlevel.checkpoint_if_cancelled()  # or a cancelled task goes on for as long as its requests succeed
         while self._unsent_bytes > _UNSENT and not self._failure:
             await self._drained.wait()
         if self._failure:
