@@ -390,6 +390,10 @@ class TaskService:
                 if task.spec.pty is not None and number == 2:
                     continue
                 spools[number] = self.spool(task, number).path
+        return self.launch(task, fds, spools)
+
+    def launch(self, task: Task, fds: Mapping[int, int], spools: Mapping[int, Path]) -> Launch:
+        """Describe a task to its driver, with these descriptors and spools."""
         return Launch(
             id=str(task.id),
             argv=task.spec.argv,

@@ -64,11 +64,8 @@ async def _serve(config: Config) -> bool:
         async with opened(config) as (house, driver), AsyncExitStack() as stack:
             await _listen(house, stack)
             mount = await _mount(house, driver.vault, stack)
-            if os.geteuid() == 0:
-                driver.roots = Roots(
-                    devices={"host": Path("/"), "tmp": config.state / "tmp", "home": config.state / "homes"},
-                    views=mount.path / ".views" if mount else None,
-                )
+            if mount is not None and os.geteuid() == 0:
+                _give_roots(house, driver, mount)
             notify("READY=1")
             log.info("serving", addresses=list(config.listen), mount=str(mount.path) if mount else None)
             number = await anext(signals)
@@ -124,30 +121,47 @@ def _token(path: Path) -> str:
         return token
 
 
+def _give_roots(house: House, driver: LinuxDriver, mount: Mount) -> None:
+    """Let tasks have their namespaces as roots, and those that run already follow theirs again."""
+    state = house.config.state
+    driver.roots = Roots(
+        devices={"host": Path("/"), "tmp": state / "tmp", "home": state / "homes"}, views=mount.path / ".views"
+    )
+    for task in house.service.tasks.values():
+        if task.state.live and task.kind == driver.name:
+            driver.follow(house.service.launch(task, {}, {}))
+
+
 async def _mount(house: House, vault: SupervisorVault, stack: AsyncExitStack) -> Mount | None:
-    """Mount the administrator's tree, or go on with the mount that an earlier server left to the supervisor."""
+    """Mount the administrator's tree, or go on with the mount that an earlier server left to the supervisor.
+
+    Root mounts it in the state directory where no place was given: tasks need it. None without FUSE there.
+    """
     config = house.config
+    place = config.mount
+    if place is None and os.geteuid() == 0 and os.path.exists("/dev/fuse"):
+        place = config.state / "mnt"
     record = config.state / "mountpoint"
     left = await vault.take(FUSE_KEY)
     old = Path(record.read_text()) if record.exists() else None
-    if left and old != config.mount:
+    if left and old != place:
         os.close(left.pop())
         vault.drop(FUSE_KEY)
-    if old is not None and old != config.mount:
+    if old is not None and old != place:
         record.unlink()
         try:
             unmount(old)
         except OSError as error:
             if error.errno != EINVAL:
                 log.warning("an old mount is left", path=str(old), error=str(error))
-    if config.mount is None:
+    if place is None:
         return None
     if not left:  # else it is ours to answer: looking there would wait for ourselves
-        config.mount.mkdir(parents=True, exist_ok=True)
+        place.mkdir(parents=True, exist_ok=True)
     root = house.views.admin.namespace.root
     mount = await stack.enter_async_context(
         mounted(
-            config.mount,
+            place,
             root,
             fd=left[0] if left else None,
             journal=config.state / "fuse.nodes",
@@ -155,6 +169,6 @@ async def _mount(house: House, vault: SupervisorVault, stack: AsyncExitStack) ->
             locks=house.locks,
         )
     )
-    record.write_text(str(config.mount))
+    record.write_text(str(place))
     vault.hold(FUSE_KEY, [mount.fd], grace=FUSE_GRACE)
     return mount
