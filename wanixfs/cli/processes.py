@@ -108,8 +108,8 @@ def table(shown: list[Row], *, labels: bool, now: float) -> Table:
 @click.pass_obj
 def ps(target: Target, everything: bool, labels: bool, as_json: bool, watch: bool) -> None:
     """List tasks."""
-    if watch and as_json:
-        raise click.UsageError("--watch and --json do not go together; read /task/events instead")
+    if watch and (as_json or not sys.stdout.isatty()):
+        raise click.UsageError("--watch is for terminals; programs read /task/events")
     action = watch_rows if watch else partial(list_rows, as_json=as_json)
     over_tree(target, partial(action, everything=everything, labels=labels))
 

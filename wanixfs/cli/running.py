@@ -14,7 +14,7 @@ import trio
 
 from tasks.model import TYPES
 from vfs.words import quote
-from wanixfs.cli.failure import Failure, OutputGone
+from wanixfs.cli.failure import Failure, OutputGone, describe
 from wanixfs.cli.options import ASSIGNMENT, BIND, SIZE, Bind, Target
 from wanixfs.cli.session import over_tree
 from wanixfs.cli.stdio import STDERR, STDIN, STDOUT, chunks, raw_terminal, show, terminal_size, write_fd
@@ -31,6 +31,8 @@ FORWARDED = (
     signal.SIGUSR2,
     signal.SIGCONT,
 )
+REMOVE_SECONDS = 5.0
+"""How long a task that could not be started may take to go."""
 PATIENCE = 3
 """This many SIGINTs in a row become a SIGKILL."""
 GONE = (ESRCH, EBUSY, EPIPE, ENOENT)
@@ -72,28 +74,37 @@ async def make(tree: Tree, order: Order) -> str:
     task = await tree.text("/task/new")
     home = f"/task/{task}"
     try:
-        if verbs := order.verbs():
-            await tree.write(f"{home}/ctl", verbs)
-        if order.binds:
-            await tree.write(f"{home}/ns/ctl", "".join(f"{bind.line()}\n" for bind in order.binds))
-        if order.env:
-            await tree.write(f"{home}/env", "".join(f"{key}={value}\n" for key, value in order.env.items()))
-        if order.cwd:
-            await tree.write(f"{home}/cwd", f"{order.cwd}\n")
-        await tree.write(f"{home}/args", "".join(f"{word}\0" for word in order.argv))
+        await configure(tree, home, order)
         try:
             await tree.write(f"{home}/ctl", "start\n")
         except OSError as error:
             status = {ENOENT: 127, EACCES: 126, ENOEXEC: 126}.get(error.errno or 0, NOT_RUN)
             raise Failure(f"{order.argv[0]}: {error.strerror}", status) from error
     except BaseException:
-        with trio.CancelScope(deadline=trio.current_time() + 5, shield=True):
+        with trio.CancelScope(deadline=trio.current_time() + REMOVE_SECONDS, shield=True):
             try:
                 await tree.write(f"{home}/ctl", "remove\n")
             except OSError:
                 pass  # an unused task is reaped in the end
         raise
     return task
+
+
+async def configure(tree: Tree, home: str, order: Order) -> None:
+    """Write what `order` says into the files of an allocated task. Failure with NOT_RUN."""
+    files = {
+        "ctl": order.verbs(),
+        "ns/ctl": "".join(f"{bind.line()}\n" for bind in order.binds),
+        "env": "".join(f"{key}={value}\n" for key, value in order.env.items()),
+        "cwd": f"{order.cwd}\n" if order.cwd else "",
+        "args": "".join(f"{word}\0" for word in order.argv),
+    }
+    for name, text in files.items():
+        try:
+            if text:
+                await tree.write(f"{home}/{name}", text)
+        except OSError as error:
+            raise Failure(describe(error), NOT_RUN) from error
 
 
 async def converse(tree: Tree, task: str, *, pty: bool, attached: bool = False) -> int:
@@ -107,8 +118,8 @@ async def converse(tree: Tree, task: str, *, pty: bool, attached: bool = False) 
     code = 0
     async with trio.open_nursery() as nursery:
         leave = nursery.cancel_scope.cancel if attached else None
-        ours = (() if attached else FORWARDED) + ((signal.SIGWINCH,) if pty else ())
-        await nursery.start(forward_signals, tree, home, ours)
+        if signals := (() if attached else FORWARDED) + ((signal.SIGWINCH,) if pty else ()):
+            await nursery.start(forward_signals, tree, home, signals)
         nursery.start_soon(feed, tree, home, leave)
         try:
             await outputs(tree, home, pty=pty, skip=attached)
