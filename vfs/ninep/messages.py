@@ -133,6 +133,7 @@ SETATTR_MTIME_SET: Final = 0x100
 DOTL_EXCL: Final = 0o200
 DOTL_NONBLOCK: Final = 0o4000
 DOTL_DIRECTORY: Final = 0o200000
+DOTL_NOFOLLOW: Final = 0o400000
 DOTL_OPEN: Final = 0o3 | 0o1000 | 0o2000 | DOTL_NONBLOCK
 """Access mode, O_TRUNC, O_APPEND and O_NONBLOCK: what a node is told of the flags."""
 DOTL_AT_REMOVEDIR: Final = 0x200

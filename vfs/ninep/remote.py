@@ -7,15 +7,18 @@ asked for a new file.
 
 import os
 from collections.abc import Sequence
-from errno import E2BIG, EINVAL, EIO, EXDEV
+from errno import E2BIG, EINVAL, EIO, EISDIR, ENOTDIR, EOPNOTSUPP, EXDEV
 from typing import TYPE_CHECKING, Any, Final
 
 from vfs.ninep.codec import DIRENT, Values, qid_parts
 from vfs.ninep.messages import (
     DOTL_AT_REMOVEDIR,
+    DOTL_DIRECTORY,
     DOTL_EXCL,
+    DOTL_NOFOLLOW,
     DOTL_OPEN,
     GETATTR_BASIC,
+    QTDIR,
     SETATTR_ATIME,
     SETATTR_ATIME_SET,
     SETATTR_GID,
@@ -146,7 +149,7 @@ class RemoteNode(Node):
     async def _open_fid(self, flags: int) -> int:
         fid, _ = await self._walk()
         try:
-            await self._client.rpc("Tlopen", fid, flags & DOTL_OPEN)
+            await self._client.rpc("Tlopen", fid, flags & (DOTL_OPEN | DOTL_DIRECTORY) | DOTL_NOFOLLOW)
         except BaseException:
             self._client.clunk(fid)
             raise
@@ -156,7 +159,7 @@ class RemoteNode(Node):
         return StatFs(*await self._rpc("Tstatfs"))
 
     async def readdir(self, who: Caller) -> Sequence[DirEntry]:
-        fid = await self._open_fid(os.O_RDONLY)
+        fid = await self._open_fid(os.O_RDONLY | DOTL_DIRECTORY)
         entries: list[DirEntry] = []
         offset = 0
         try:
@@ -213,16 +216,40 @@ class RemoteNode(Node):
         await self._rpc("Tlink", self._same_tree(target)._fid, check_name(name))
 
     async def unlink(self, name: str, who: Caller) -> None:
-        await self._rpc("Tunlinkat", check_name(name), 0)
+        await self._remove(check_name(name), 0)
 
     async def rmdir(self, name: str, who: Caller) -> None:
-        await self._rpc("Tunlinkat", check_name(name), DOTL_AT_REMOVEDIR)
+        await self._remove(check_name(name), DOTL_AT_REMOVEDIR)
+
+    async def _remove(self, name: str, flags: int) -> None:
+        try:
+            await self._rpc("Tunlinkat", name, flags)
+            return
+        except OSError as error:
+            if error.errno != EOPNOTSUPP:
+                raise
+        fid, raw = await self._walk(name)  # as Linux does with servers that lack it, diod among them
+        directory = raw is not None and bool(raw[0] & QTDIR)
+        if directory != bool(flags):
+            self._client.clunk(fid)
+            raise OSError(EISDIR if directory else ENOTDIR, "a directory" if directory else "not a directory")
+        await self._client.rpc("Tremove", fid)
 
     async def rename(self, name: str, new_dir: Node, new_name: str, flags: int, who: Caller) -> None:
         if flags:
             raise OSError(EINVAL, "9P can neither exchange nor refuse to replace")
         into = self._same_tree(new_dir)
-        await self._rpc("Trenameat", check_name(name), into._fid, check_name(new_name))
+        try:
+            await self._rpc("Trenameat", check_name(name), into._fid, check_name(new_name))
+            return
+        except OSError as error:
+            if error.errno != EOPNOTSUPP:
+                raise
+        fid, _ = await self._walk(name)
+        try:
+            await self._client.rpc("Trename", fid, into._fid, new_name)
+        finally:
+            self._client.clunk(fid)
 
     def _same_tree(self, node: Node) -> "RemoteNode":
         if not isinstance(node, RemoteNode) or node._client is not self._client:
