@@ -3,12 +3,14 @@
 import json
 import os
 import platform
+import sys
 from dataclasses import asdict
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
 import click
+import structlog
 import trio
 from click.shell_completion import get_completion_class
 
@@ -119,7 +121,18 @@ def serve(
         )
     except ConfigError as error:
         raise Failure(str(error), 2) from error
+    log_to_stderr()
     trio.run(serve_tree, config)
+
+
+def log_to_stderr() -> None:
+    """Log lines for a person where stderr is a terminal, JSON for a collector elsewhere."""
+    renderer = structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
+    structlog.configure(
+        processors=[structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso"), renderer],
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
 
 
 @click.command()

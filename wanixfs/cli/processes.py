@@ -20,7 +20,7 @@ from wanixfs.cli.failure import describe
 from wanixfs.cli.options import SIGNAL, Target
 from wanixfs.cli.running import outputs
 from wanixfs.cli.session import over_tree
-from wanixfs.cli.stdio import printable
+from wanixfs.cli.stdio import printable, show
 from wanixfs.cli.tree import Tree, each, naming
 
 TICK = 2.0
@@ -120,7 +120,10 @@ async def list_rows(tree: Tree, *, everything: bool, labels: bool, as_json: bool
         print(json.dumps([asdict(one) for one in found], indent=2))
         return
     console = Console(width=None if sys.stdout.isatty() else WIDE, highlight=False)
-    console.print(table(found, labels=labels, now=time.time()))
+    with console.capture() as drawn:
+        console.print(table(found, labels=labels, now=time.time()))
+    for line in drawn.get().splitlines():
+        show(line.rstrip())
 
 
 async def watch_rows(tree: Tree, *, everything: bool, labels: bool) -> None:
