@@ -50,7 +50,7 @@ from vfs.fuse.messages import (
     statfs_out,
 )
 from vfs.locks import END, READ_LOCK, UNLOCK, WRITE_LOCK, Lock, LockTable, Owner
-from vfs.node import ROOT, Caller, DirEntry, Handle, Node, SetStat, Stat, StatResult, node_id
+from vfs.node import ROOT, Caller, DirEntry, Handle, Node, SetStat, Stat, StatResult, is_dir, node_id
 
 Body = bytes | memoryview | None
 VIEWS = ".views"
@@ -59,6 +59,7 @@ SETTLED_NS = 1_000_000_000
 """How much older than an open a file's last change must be, so that any later change shows in its ctime."""
 MAX_DEPTH = 4096
 NO_FILE = -1
+DIR_ATTR_SECONDS = 1.0
 """The `backing` of an open file that no kernel file stands behind."""
 
 T = TypeVar("T")
@@ -259,8 +260,8 @@ class Operations:
 
     def _known(self, parent: int, name: str, node: Node, st: StatResult) -> bytes:
         """Pack what the kernel is told of `node`, counting it as one lookup."""
-        seconds = node.cache_seconds
-        return entry_out(st, self._remember(parent, name, node), node.id, 0 if node.unshared else seconds, seconds)
+        number = self._remember(parent, name, node)
+        return entry_out(st, number, node.id, 0 if node.unshared else node.cache_seconds, _attr_seconds(node, st))
 
     # Names
 
@@ -337,7 +338,8 @@ class Operations:
 
     async def getattr(self, nodeid: int, who: Caller) -> Body:
         node = (self.inodes.get(nodeid) or await self._recall(nodeid)).node
-        return attr_out(await node.stat(), node.id, node.cache_seconds)
+        st = await node.stat()
+        return attr_out(st, node.id, _attr_seconds(node, st))
 
     async def setattr(
         self,
@@ -366,7 +368,8 @@ class Operations:
             mtime_ns=_when(valid & Fattr.MTIME, valid & Fattr.MTIME_NOW, mtime, mtime_ns, now),
         )
         await node.setstat(change, who)
-        return attr_out(await node.stat(), node.id, node.cache_seconds)
+        st = await node.stat()
+        return attr_out(st, node.id, _attr_seconds(node, st))
 
     async def _kill_suidgid(self, nodeid: int, node: Node) -> None:
         """Take away the bits that a write by another must not leave (what the kernel leaves to us, KILLPRIV_V2)."""
@@ -755,6 +758,15 @@ class Operations:
 
     async def fsyncdir(self, nodeid: int, who: Caller, fh: int, flags: int) -> Body:
         return b""
+
+
+def _attr_seconds(node: Node, st: StatResult) -> float:
+    """Return how long the kernel may trust a node's attributes.
+
+    A directory's are trusted even where its name is not: each walk looks the name up and brings them anew, so this
+    only saves the kernel from asking again, for every step of every path, before it checks the permission to search.
+    """
+    return node.cache_seconds or (DIR_ATTR_SECONDS if is_dir(st) else 0.0)
 
 
 def _when(given: int, now_given: int, seconds: int, nanoseconds: int, now: int) -> int | None:
