@@ -7,6 +7,7 @@ program is /bin/true. The client is one Python process that pokes files; ratios 
 """
 
 import argparse
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -18,11 +19,11 @@ from pathlib import Path
 
 from serving import cpu_seconds, serving, table
 
-BWRAP = (
+BWRAP = shlex.split(
     "bwrap --unshare-pid --unshare-ipc --unshare-uts --unshare-net --die-with-parent --new-session"
     " --ro-bind /usr /usr --symlink usr/bin /bin --symlink usr/lib /lib --symlink usr/lib64 /lib64"
-    " --proc /proc --dev /dev --tmpfs /tmp --dir /home/x --uid 200000 --gid 200000 --unshare-user /bin/true"
-).split()
+    " --proc /proc --dev /dev --tmpfs /tmp --dir /home/x --unshare-user --uid 200000 --gid 200000 /bin/true"
+)
 
 
 def through_tree(mount: Path) -> None:

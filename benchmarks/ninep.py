@@ -133,7 +133,8 @@ def main() -> None:
     parser.add_argument("--serve", nargs=2, metavar=("SOCKET", "TOP"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        return run_server(*options.serve)
+        run_server(*options.serve)
+        return
     if not (shutil.which("diod") and shutil.which("cc")):
         sys.exit("needs diod and cc: apt-get install diod gcc")
     with ExitStack() as stack:

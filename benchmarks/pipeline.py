@@ -1,14 +1,15 @@
 """Three tasks in a pipeline, against the same pipeline in a shell: throughput, and what the server spends meanwhile.
 
-    python benchmarks/pipeline.py [--mebibytes N] [--rounds N]
+python benchmarks/pipeline.py [--mebibytes N] [--rounds N]
 
-    dd (zeros) | cat | dd (nothing)
+dd (zeros) | cat | dd (nothing)
 """
 
 import argparse
 import statistics
 import subprocess
 import time
+
 from serving import Server, cpu_seconds, serving, table
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from vfs.files import Owner, Synthetic
 from vfs.node import Caller, DirEntry, Node, Stat, no_entry, node_id
 
-
 Child = Node | Callable[[], Node]
 
 

@@ -1,4 +1,4 @@
-"""vfs.files and vfs.directory: values are made once per open, waits are woken, directories give what children left open."""
+"""vfs.files and vfs.directory: values made once per open, waits that wake, children that get what they left open."""
 
 import os
 import stat
