@@ -3,7 +3,7 @@
 import gc
 import os
 import socket
-from errno import EACCES, EAGAIN, ECONNRESET, EINVAL, EIO, ENOSPC, EPROTO, ETIMEDOUT, EXDEV
+from errno import EACCES, EAGAIN, ECONNRESET, EINVAL, EIO, EMSGSIZE, ENOSPC, EPROTO, ETIMEDOUT, EXDEV
 
 import pytest
 import trio
@@ -729,3 +729,23 @@ def test_every_request_a_client_sends_is_in_the_table():
 
     run(scenario)
     assert sent <= set(NUMBER)
+
+
+def test_values_that_fit_no_message_are_refused_and_cost_no_tag():
+    async def scenario(client, server):
+        _, handle = await client.root.create("f", os.O_RDWR, 0o644, ROOT)
+        for _ in range(5):
+            for attempt, errno in (
+                (handle.read(10, -1), EINVAL),
+                (handle.read(10, 1 << 64), EINVAL),
+                (client.root.symlink("l", "x" * 70_000, ROOT), EINVAL),
+                (client.root.symlink("l", "x" * 8_000, ROOT), EMSGSIZE),
+            ):
+                with pytest.raises(OSError) as caught:
+                    await attempt
+                assert caught.value.errno == errno
+        await client.root.stat()
+        assert client._next_tag < 5
+        handle.close()
+
+    run(scenario, msize=8000)

@@ -974,3 +974,29 @@ def test_qids_do_not_change_with_the_file(wire):
     wire.ask("Twrite", 2, 0, b"changed")
     assert wire.ask("Tgetattr", 1, 0)[1] == before
     assert qid_parts(before)[1] == 0
+
+
+@pytest.mark.parametrize("errno", [-2, 0, 1 << 40, None])
+def test_an_error_without_a_usable_number_is_an_io_error(errno, monkeypatch):
+    class Odd(Node):
+        id = 9
+
+        async def stat(self):
+            raise OSError(errno, "odd") if errno is not None else OSError("odd")
+
+    monkeypatch.setattr("vfs.errors.log", lambda *words, **facts: None)
+    wire = Wire(Dir({"odd": Odd()}, mode=0o755, id=5)).attach()
+    refused(wire, EIO, "Twalk", 0, 1, ("odd",))
+
+
+def test_attributes_that_no_reply_can_hold_are_an_io_error(monkeypatch):
+    class Huge(Node):
+        id = 9
+
+        async def stat(self):
+            return Stat(stat.S_IFREG | 0o644, st_size=-1)
+
+    monkeypatch.setattr("vfs.errors.log", lambda *words, **facts: None)
+    wire = Wire(Dir({"huge": Huge()}, mode=0o755, id=5)).attach()
+    wire.ask("Twalk", 0, 1, ("huge",))
+    refused(wire, EIO, "Tgetattr", 1, 0)

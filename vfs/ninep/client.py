@@ -10,10 +10,11 @@ A connection that dies fails everything that waits and everything after it with 
 
 import os
 import secrets
+import struct
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from errno import EAGAIN, ECONNRESET, EIO, EMFILE, EPROTO, ETIMEDOUT
+from errno import EAGAIN, ECONNRESET, EINVAL, EIO, EMFILE, EMSGSIZE, EPROTO, ETIMEDOUT
 from typing import Any, Final, NoReturn
 
 import outcome
@@ -233,7 +234,7 @@ class Client:
             self._fail("the server does not answer a flush")
 
     def _post(self, number: int, values: Values) -> _Call:
-        """Queue a request. EAGAIN if all tags are in use."""
+        """Queue a request. EAGAIN if all tags are in use, EINVAL or EMSGSIZE for values that fit no message."""
         if number == _TVERSION:
             tag = NOTAG
         elif self._tags:
@@ -243,12 +244,22 @@ class Client:
             self._next_tag += 1
         else:
             raise OSError(EAGAIN, "too many requests under way")
-        frame, size = pieces(number, tag, values)
+        try:
+            frame, size = pieces(number, tag, values)
+            if size > self._msize:
+                raise OSError(EMSGSIZE, "longer than a message may be")
+        except (OSError, struct.error) as error:
+            self._free_tag(tag)
+            raise error if isinstance(error, OSError) else OSError(EINVAL, "does not fit a message") from error
         call = self._calls[tag] = _Call(number, tag, values[0] if number in _LAST_OF_FID else None)
         self._unsent += frame
         self._unsent_bytes += size
         self._filled.notify()
         return call
+
+    def _free_tag(self, tag: int) -> None:
+        if tag != NOTAG:
+            self._tags.append(tag)
 
     # Replies
 
@@ -270,8 +281,7 @@ class Client:
     def _finish(self, call: _Call) -> None:
         """Free what the call held and wake its task: it is answered, or flushed for good."""
         del self._calls[call.tag]
-        if call.tag != NOTAG:
-            self._tags.append(call.tag)
+        self._free_tag(call.tag)
         if call.fid is not None and call.reply is not None:
             self._fids.append(call.fid)
         self._wake(call, OSError(EAGAIN, "the server would have to wait"))

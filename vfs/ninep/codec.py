@@ -30,7 +30,10 @@ class ProtocolError(Exception):
 
 
 def qid(mode: int, path: int) -> bytes:
-    """Return the qid of a file with this `st_mode` and node id; its version is always 0 (see docs/design.md)."""
+    """Return the qid of a file with this `st_mode` and node id.
+
+    Its version is always 0: Linux takes a file whose qid.version changes for another file.
+    """
     kind = mode & 0o170000
     return _QID.pack(QTDIR if kind == 0o040000 else QTSYMLINK if kind == 0o120000 else QTFILE, 0, path)
 

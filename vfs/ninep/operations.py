@@ -177,7 +177,8 @@ class Operations:
         fid = self._fid(number)
         del self.fids[number]
         try:
-            await fid.settle()
+            if fid.waiters:
+                await fid.settle()
             if fid.handle is not None:
                 await fid.handle.flush()
         finally:

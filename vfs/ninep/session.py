@@ -16,7 +16,7 @@ Replies gather in `out`, which the driver sends in order and empties; while much
 
 import struct
 from collections.abc import Callable, Coroutine
-from errno import EAGAIN, EINTR, EMSGSIZE, EOPNOTSUPP, EPROTO
+from errno import EAGAIN, EINTR, EIO, EMSGSIZE, EOPNOTSUPP, EPROTO
 from typing import Any, Final, NamedTuple
 
 import trio
@@ -109,12 +109,6 @@ class Request:
                 self._fid.leave(self)
             session.finished(self, self._tags, frame)
 
-    def drop(self) -> None:
-        """End it unfinished where no task will run it."""
-        self._coro.close()
-        if self._fid is not None:
-            self._fid.leave(self)
-
 
 class Session:
     """One connection's protocol state. `process` eats bytes, `out` holds the replies, `close` ends it.
@@ -193,7 +187,7 @@ class Session:
             except ProtocolError:
                 self.put(self.error(tag, EPROTO))
             except Exception as error:  # the request boundary
-                self.put(self.error(tag, errno_of(error, str(number))))
+                self.put(self.error(tag, errno_of(error, MESSAGES[number].name if number in MESSAGES else "")))
             at = stop
         return at
 
@@ -216,6 +210,8 @@ class Session:
         return frame, size
 
     def error(self, tag: int, errno: int) -> Frame:
+        """Return an Rlerror; what is no errno (a resolver's error code, say) becomes EIO."""
+        errno = errno if 0 < errno < 4096 else EIO
         return [_ERROR.pack(_ERROR.size, _RLERROR, tag, errno)], _ERROR.size
 
     async def answer(self, tag: int, number: int, coro: Answer) -> Frame:
