@@ -17,10 +17,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import trio
 from rich.console import Console
@@ -125,6 +126,42 @@ def measure(load: Path, row: Row, path: Path, aname: str, pid: int, seconds: flo
     return figures
 
 
+def best_of(repeat: int, *arguments: Any) -> dict[str, float]:
+    """Return the cheapest of several measurements."""
+    return min((measure(*arguments) for _ in range(repeat)), key=lambda figures: figures["server_us"])
+
+
+def compare(rows: Iterable[Row], seconds: float, repeat: int) -> tuple[Table, int]:
+    """Measure every row against both servers; return the table and how many ratios missed their target."""
+    table = Table("operation", "conns", "depth", "size", title="9P2000.L server, CPU us per operation")
+    for column in ("diod", "ours", "ratio", "target", "ours op/s", "MB/s", "vs diod op/s"):
+        table.add_column(column, justify="right")
+    missed = 0
+    with ExitStack() as stack:
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ninep-bench-")))
+        top, load = work / "top", work / "p9load"
+        top.mkdir()
+        make_tree(top)
+        subprocess.run(["cc", "-O2", "-o", load, HERE / "clients/p9load.c"], check=True)
+        serve_ours = [sys.executable, __file__, "--serve", f"{work}/ours", str(top)]
+        serve_diod = ["diod", "-f", "-n", "-N", "-l", f"{work}/diod", "-e", str(top), "-L", "stderr"]
+        ours = stack.enter_context(running(serve_ours, work / "ours"))
+        diod = stack.enter_context(running(serve_diod, work / "diod"))
+        for row in rows:
+            mine = best_of(repeat, load, row, work / "ours", "/", ours, seconds)
+            figures = ["-", f"{mine['server_us']:.1f}", "-", "-", f"{mine['per_second']:.0f}"]
+            figures += [f"{mine['mb_per_second']:.0f}" if mine["mb_per_second"] else "", "-"]
+            if row.against_diod:
+                theirs = best_of(repeat, load, row, work / "diod", str(top), diod, seconds)
+                ratio = mine["server_us"] / theirs["server_us"]
+                missed += row.target is not None and ratio > row.target
+                figures[0], figures[2], figures[3] = f"{theirs['server_us']:.1f}", f"{ratio:.2f}", f"{row.target}"
+                figures[6] = f"{mine['per_second'] / theirs['per_second']:.2f}"
+            size = f"{row.size // KIB}K" if row.operation in ("read", "write", "cycle") else ""
+            table.add_row(row.operation, str(row.connections), str(row.depth), size, *figures)
+    return table, missed
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
@@ -137,48 +174,10 @@ def main() -> None:
         return
     if not (shutil.which("diod") and shutil.which("cc")):
         sys.exit("needs diod and cc: apt-get install diod gcc")
-    with ExitStack() as stack:
-        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ninep-bench-")))
-        top, load = work / "top", work / "p9load"
-        top.mkdir()
-        make_tree(top)
-        subprocess.run(["cc", "-O2", "-o", load, HERE / "clients/p9load.c"], check=True)
-        ours = stack.enter_context(
-            running([sys.executable, __file__, "--serve", f"{work}/ours", str(top)], work / "ours")
-        )
-        command = ["diod", "-f", "-n", "-N", "-l", f"{work}/diod", "-e", str(top), "-L", "stderr"]
-        diod = stack.enter_context(running(command, work / "diod"))
-        table = Table("operation", "conns", "depth", "size", title="9P2000.L server, CPU us per operation")
-        for column in ("diod", "ours", "ratio", "target", "ours op/s", "MB/s", "vs diod op/s"):
-            table.add_column(column, justify="right")
-        missed = 0
-        for row in ROWS:
-            if options.only not in ("", row.operation):
-                continue
-            best: dict[str, dict[str, float]] = {}
-            for _ in range(options.repeat):
-                for name, aname, pid in (("diod", str(top), diod), ("ours", "/", ours)):
-                    if name == "ours" or row.against_diod:
-                        got = measure(load, row, work / name, aname, pid, options.seconds)
-                        best[name] = min(best.get(name, got), got, key=lambda figures: figures["server_us"])
-            mine, theirs = best["ours"], best.get("diod")
-            ratio = mine["server_us"] / theirs["server_us"] if theirs else None
-            missed += ratio is not None and row.target is not None and ratio > row.target
-            table.add_row(
-                row.operation,
-                str(row.connections),
-                str(row.depth),
-                f"{row.size // KIB}K" if row.operation in ("read", "write", "cycle") else "",
-                f"{theirs['server_us']:.1f}" if theirs else "-",
-                f"{mine['server_us']:.1f}",
-                f"{ratio:.2f}" if ratio is not None else "-",
-                f"{row.target}" if row.target else "-",
-                f"{mine['per_second']:.0f}",
-                f"{mine['mb_per_second']:.0f}" if mine["mb_per_second"] else "",
-                f"{mine['per_second'] / theirs['per_second']:.2f}" if theirs else "-",
-            )
-        Console(width=120).print(table)
-        print(f"{missed} ratio(s) above target" if missed else "every ratio within its target")
+    rows = [row for row in ROWS if options.only in ("", row.operation)]
+    table, missed = compare(rows, options.seconds, options.repeat)
+    Console(width=120).print(table)
+    print(f"{missed} ratio(s) above target" if missed else "every ratio within its target")
 
 
 if __name__ == "__main__":
