@@ -56,6 +56,7 @@ class House:
         self.devices: dict[str, Callable[[View], Node]] = {}
         self.views = Views(self.devices, admin_uid=os.geteuid())
         self.dialler = Dialler(nursery)
+        self.srv = Srv(address.parse)
         self.journal = Journal(state / "journal.db")
         self.homes = Homes(state / "homes", first=config.first_uid, last=config.last_uid, privileged=os.geteuid() == 0)
         self.service = TaskService(
@@ -78,7 +79,7 @@ class House:
         """Build the init namespace and take up the tasks that an earlier server left. `drivers` go by task type."""
         self.drivers |= drivers
         self.service.vault = vault
-        caps = Caps(journal=self.journal, vault=vault, dial=self.dialler.dial)
+        caps = Caps(journal=self.journal, vault=vault, dial=self._dial)
         self.service.on_removed.append(caps.remove_of)
         self._fill_devices(caps)
         script = self.config.namespace.read_text() if self.config.namespace else init_script()
@@ -90,21 +91,26 @@ class House:
 
     def _fill_devices(self, caps: Caps) -> None:
         host = HostMounts()
-        srv = Srv(address.parse)
         tmp = HostTree(_folder(self.config.state / "tmp", 0o1777), label="tmp")
         memory = MemoryTree(label="mem")
         self.devices |= {
             "task": self.tree.root,
             "cap": caps.tree,
-            "srv": lambda view: srv,
+            "srv": lambda view: self.srv,
             "host": lambda view: host.root(),
             "tmp": lambda view: tmp.root,
             "mem": lambda view: memory.root,
             "home": self._homes,
             "dev": builtin.dev,
             "etc": builtin.etc,
-            DIAL: lambda view: DialDevice(self.dialler.dial),
+            DIAL: lambda view: DialDevice(self._dial),
         }
+
+    async def _dial(self, where: str, aname: str, who: Caller) -> Node:
+        """Dial an address, or the one that is posted as `/srv/NAME`."""
+        if where.startswith("/srv/"):
+            where = self.srv.address(where.removeprefix("/srv/"))
+        return await self.dialler.dial(where, aname, who)
 
     def _homes(self, view: View) -> Node:
         """Return the directory of the homes that `view` sees, by the id of the task that each was made for."""
