@@ -86,9 +86,14 @@ async def opened(config: Config) -> AsyncIterator[tuple[House, LinuxDriver]]:
     async with trio.open_nursery() as nursery:
         house = House(config, nursery)
         async with linux_driver(config.state, house.service) as driver:
-            await house.open({driver.name: driver}, driver.vault)
-            await nursery.start(house.service.run)
-            yield house, driver
+            try:
+                await house.open({driver.name: driver}, driver.vault)
+                await nursery.start(house.service.run)
+                yield house, driver
+            except Exception:
+                if await driver.is_idle():  # started for nothing
+                    await driver.quit()
+                raise
             nursery.cancel_scope.cancel()
     house.journal.close()
 

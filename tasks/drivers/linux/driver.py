@@ -245,6 +245,10 @@ class LinuxDriver:
         self._known.discard(task)
         self._client.post("forget", task=task)
 
+    async def is_idle(self) -> bool:
+        """Tell whether the supervisor knows no task, running or ended."""
+        return not await self._client.call("list")
+
     async def quit(self) -> None:
         """Kill every task and end the supervisor."""
         self._quitting = True
