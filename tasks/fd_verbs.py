@@ -11,6 +11,7 @@ from tasks.fds import MAX_FD, STDIN, Gone, Held, Inherited
 from tasks.pump import open_pump
 from tasks.service import TaskService
 from tasks.task import Task
+from tasks.terminal import Terminal
 from tasks.view import View
 from vfs.access import check, wanted
 from vfs.control import Verb, usage
@@ -135,8 +136,12 @@ class FdVerbs:
             return
         if number != STDIN:
             raise OSError(EBUSY, f"the task is {task.state.shown}")
-        if task.fds.stdin() is None:
+        stdin = task.fds.stdin()
+        if stdin is None:
             raise OSError(EPIPE, "stdin is closed or points elsewhere")
+        if isinstance(stdin, Terminal):
+            stdin.end_input()
+            return
         task.fds.set(STDIN, Gone())
         self._service.vault.drop(f"task/{task.id}/stdin")
         self._service.record(task, "stdin closed", None, {"fd": {"0": "closed"}})

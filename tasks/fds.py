@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from errno import EACCES, EPIPE
 
 from tasks.spool import Spool
+from tasks.terminal import Terminal
 from vfs.files import Synthetic
 from vfs.node import Caller, Handle
 from vfs.pipes import Pipe
@@ -79,7 +80,7 @@ class Gone:
         """Nothing is held any more."""
 
 
-Entry = Spooled | Stdin | Held | Inherited | Gone
+Entry = Spooled | Stdin | Terminal | Held | Inherited | Gone
 
 
 class FdTable:
@@ -107,13 +108,13 @@ class FdTable:
         if old is not None:
             old.close()
 
-    def stdin(self) -> Stdin | None:
-        """Return the pipe behind fd/0, made on first use; None where stdin points elsewhere or is closed."""
+    def stdin(self) -> Stdin | Terminal | None:
+        """Return what is behind fd/0: a pipe, made on first use, or a terminal; None if closed or elsewhere."""
         if STDIN not in self.entries:
             pipe = Pipe()
             self.entries[STDIN] = Stdin(pipe, pipe.take_writer())
         entry = self.entries[STDIN]
-        return entry if isinstance(entry, Stdin) else None
+        return entry if isinstance(entry, Stdin | Terminal) else None
 
     def adopt_stdin(self, write: int) -> None:
         """Take back the write end of a running task's stdin, kept over a restart; it is ours from now on."""
@@ -133,18 +134,18 @@ class FdTable:
     def close(self) -> None:
         """Close every descriptor that is still ours (spools stay readable)."""
         for number, entry in self.entries.items():
-            if isinstance(entry, Stdin | Held | Inherited):
+            if isinstance(entry, Stdin | Terminal | Held | Inherited):
                 self.entries[number] = Gone(entry.shows)
                 entry.close()
 
 
 class StdinFile(Synthetic):
-    """`fd/0`: what is written goes into the task's stdin, waiting while the pipe is full. EPIPE once it is closed."""
+    """`fd/0`: what is written goes into the task's stdin, waiting while that is full. EPIPE once it is closed."""
 
     __slots__ = ("stdin",)
     unshared = True
 
-    def __init__(self, stdin: Callable[[], Stdin | None]) -> None:
+    def __init__(self, stdin: Callable[[], Stdin | Terminal | None]) -> None:
         super().__init__(statmod.S_IFREG | 0o200)
         self.stdin = stdin
 
@@ -154,4 +155,4 @@ class StdinFile(Synthetic):
         stdin = self.stdin()
         if stdin is None:
             raise OSError(EPIPE, "stdin is closed or points elsewhere")
-        return await stdin.pipe.writer.open(flags, who)
+        return stdin.open() if isinstance(stdin, Terminal) else await stdin.pipe.writer.open(flags, who)

@@ -13,11 +13,12 @@ from dataclasses import replace
 import structlog
 
 from tasks.drivers.base import Exit
-from tasks.fds import Gone, Held, Inherited, Spooled
+from tasks.fds import STDIN, Gone, Held, Inherited, Spooled
 from tasks.model import Spec, State, Times
 from tasks.service import TaskService
 from tasks.store import Record
 from tasks.task import Task
+from tasks.terminal import Terminal
 
 log = structlog.get_logger("tasks")
 
@@ -116,8 +117,9 @@ async def _found(service: TaskService, task: Task, kind: str, exit: Exit | None)
     if exit is not None:
         service.end(task, exit)
         return
-    kept = await service.vault.take(f"task/{task.id}/stdin")
-    if kept:
+    if task.fds.shows(STDIN) == Terminal.shows:
+        await service.take_terminal(task, service.drivers[kind])
+    elif kept := await service.vault.take(f"task/{task.id}/stdin"):
         task.fds.adopt_stdin(kept[0])
     if task.spec.timeout is not None and task.times.started is not None:
         service.arm_timeout(task, max(0.001, task.times.started + task.spec.timeout - time.time()))

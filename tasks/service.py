@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
-from errno import EBUSY, EDEADLK, EEXIST, EINVAL, EIO, ENOENT, ENOSPC, ENOTSUP, ESRCH
+from errno import EBUSY, EDEADLK, EEXIST, EINVAL, EIO, ENODEV, ENOENT, ENOSPC, ENOTSUP, ESRCH
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from tasks.ports import NoVault, Vault
 from tasks.spool import Spool
 from tasks.store import Journal
 from tasks.task import Task
+from tasks.terminal import Terminal
 from tasks.transitions import Event
 from vfs.errors import errno_of
 from vfs.inline import park
@@ -339,12 +340,27 @@ class TaskService:
                     task.become(Event.FAILED)
         else:
             task.main_pid = pid
+            if launch.pty and STDIN not in launch.fds:
+                await self.take_terminal(task, driver)
             if task.state is State.STARTING:
                 self._started(task)
         finally:
             for fd in opened:
                 os.close(fd)
             launching.done.set()
+
+    async def take_terminal(self, task: Task, driver: Driver) -> None:
+        """Put the terminal of a task that runs behind its fd/0, unless the task has ended meanwhile."""
+        try:
+            fd = await driver.terminal(str(task.id))
+        except OSError as error:
+            if error.errno not in (ESRCH, ENODEV):
+                raise
+            return
+        if task.ended:
+            os.close(fd)
+        else:
+            task.fds.set(STDIN, Terminal(fd))
 
     async def _driver_for(self, task: Task) -> Driver:
         kind = task.spec.type

@@ -13,12 +13,13 @@ from tasks import values
 from tasks.drivers.base import Exit
 from tasks.events import Events
 from tasks.fd_verbs import FdVerbs
-from tasks.fds import MAX_FD, STDIN, FdTable, Spooled, StdinFile
+from tasks.fds import MAX_FD, STDIN, FdTable, Spooled, Stdin, StdinFile
 from tasks.model import environment_size
 from tasks.ns_verbs import NsVerbs, binds, mounts
 from tasks.service import TaskService
 from tasks.spool import SpoolFile
 from tasks.task import Task
+from tasks.terminal import Terminal
 from tasks.verbs import TaskVerbs
 from tasks.view import View
 from vfs.control import Control, LineHandle
@@ -199,11 +200,18 @@ class TaskTree:
                 lambda who: fds(who).table(number), refusal=task, note=lambda: f"# {number} {task.fds.shows(number)}"
             )
         if number == STDIN:
-            return StdinFile(task.fds.stdin if not task.ended else lambda: None)
+            return StdinFile(partial(self._stdin, task))
         entry = task.fds.entries.get(number)
         if entry is None or isinstance(entry, Spooled):
             return SpoolFile(lambda: self._service.spool(task, number))
         return Text(lambda: b"", mode=0o400)
+
+    @staticmethod
+    def _stdin(task: Task) -> Stdin | Terminal | None:
+        """Return what writes to fd/0 go to; a terminal is there only while the task runs."""
+        if task.ended or (task.spec.pty and not task.state.live):
+            return None
+        return task.fds.stdin()
 
     async def _stat(self, task: Task, what: str) -> str:
         if task.state.live:

@@ -8,6 +8,7 @@ from tasks import values
 from tasks.model import TYPES, Limits
 from tasks.service import TaskService
 from tasks.task import Task
+from tasks.terminal import Terminal
 from tasks.view import View
 from vfs.control import Verb, usage
 
@@ -192,12 +193,16 @@ class TaskVerbs:
 
     @usage("pty [ROWSxCOLS]")
     def pty(self, size: str = "24x80") -> None:
-        """give it a terminal instead of pipes"""
+        """give it a terminal instead of pipes; tell a running one its size"""
         rows, x, columns = size.partition("x")
         if not x:
             raise values.invalid("usage: pty [ROWSxCOLS]")
         pty = (values.number(rows, 1, 10_000), values.number(columns, 1, 10_000))
-        self._service.configure(self._task, "pty", pty=pty)
+        stdin = self._task.fds.stdin() if self._task.state.live else None
+        if isinstance(stdin, Terminal):
+            stdin.resize(*pty)
+        else:
+            self._service.configure(self._task, "pty", pty=pty)
 
     @usage("checkpoint [PATH]")
     async def checkpoint(self, path: str = "") -> None:
