@@ -205,7 +205,9 @@ def test_run_with_a_terminal_is_a_terminal_to_the_program(server: Served) -> Non
 
 
 def test_interrupt_key_reaches_the_program_not_us(server: Served) -> None:
-    terminal = Terminal(server, "run", "-t", "sh", "-c", "trap 'echo caught; exit 5' INT; echo ready; sleep 1000")
+    terminal = Terminal(
+        server, "run", "-t", "sh", "-c", "trap 'echo caught; exit 5' INT; echo ready; while :; do sleep 0.05; done"
+    )
     terminal.expect(b"ready")
     terminal.type(b"\x03")
     terminal.expect(b"caught")

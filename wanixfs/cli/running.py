@@ -116,13 +116,14 @@ async def converse(tree: Tree, task: str, *, pty: bool, attached: bool = False) 
     """
     home = f"/task/{task}"
     code = 0
+    offsets = {number: (await tree.stat(f"{home}/fd/{number}")).st_size for number in (1, 2)} if attached else None
     async with trio.open_nursery() as nursery:
         leave = nursery.cancel_scope.cancel if attached else None
         if signals := (() if attached else FORWARDED) + ((signal.SIGWINCH,) if pty else ()):
             await nursery.start(forward_signals, tree, home, signals)
         nursery.start_soon(feed, tree, home, leave)
         try:
-            await outputs(tree, home, pty=pty, skip=attached)
+            await outputs(tree, home, pty=pty, offsets=offsets)
         except* OutputGone:
             if not attached:
                 await command(tree, f"{home}/ctl", f"kill {signal.SIGPIPE}")
@@ -132,16 +133,18 @@ async def converse(tree: Tree, task: str, *, pty: bool, attached: bool = False) 
     return code
 
 
-async def outputs(tree: Tree, home: str, *, pty: bool = False, skip: bool = False, wait: bool = True) -> None:
-    """Copy the task's output to ours until it ends, or (no `wait`) as far as it goes now; `skip` what is there."""
+async def outputs(
+    tree: Tree, home: str, *, pty: bool = False, offsets: Mapping[int, int] | None = None, wait: bool = True
+) -> None:
+    """Copy the task's output, from `offsets` on, to ours until it ends, or (no `wait`) as far as it goes now."""
     async with trio.open_nursery() as nursery:
         for ours, theirs in [(STDOUT, 1)] if pty else [(STDOUT, 1), (STDERR, 2)]:
-            nursery.start_soon(partial(output, tree, f"{home}/fd/{theirs}", ours, skip=skip, wait=wait))
+            offset = offsets[theirs] if offsets else 0
+            nursery.start_soon(partial(output, tree, f"{home}/fd/{theirs}", ours, offset=offset, wait=wait))
 
 
-async def output(tree: Tree, path: str, ours: int, *, skip: bool, wait: bool) -> None:
+async def output(tree: Tree, path: str, ours: int, *, offset: int, wait: bool) -> None:
     async with tree.open(path, os.O_RDONLY | (0 if wait else os.O_NONBLOCK)) as handle:
-        offset = (await tree.stat(path)).st_size if skip else 0
         with naming(path):
             await stream(handle, partial(write_fd, ours), offset=offset, wait=wait)
 

@@ -51,7 +51,7 @@ async def chunks(fd: int) -> AsyncIterator[bytes]:
 def raw_terminal(fd: int) -> Iterator[None]:
     """Hand every key to the task, and give the terminal back as it was."""
     before = termios.tcgetattr(fd)
-    tty.setraw(fd)
+    tty.setraw(fd, termios.TCSADRAIN)  # what was typed ahead is the task's
     try:
         yield
     finally:
