@@ -106,11 +106,11 @@ class House:
             DIAL: lambda view: DialDevice(self._dial),
         }
 
-    async def _dial(self, where: str, aname: str, who: Caller) -> Node:
+    async def _dial(self, address: str, aname: str, who: Caller) -> Node:
         """Dial an address, or the one that is posted as `/srv/NAME`."""
-        if where.startswith("/srv/"):
-            where = self.srv.address(where.removeprefix("/srv/"))
-        return await self.dialler.dial(where, aname, who)
+        if address.startswith("/srv/"):
+            address = self.srv.address(address.removeprefix("/srv/"))
+        return await self.dialler.dial(address, aname, who)
 
     def _homes(self, view: View) -> Node:
         """Return the directory of the homes that `view` sees, by the id of the task that each was made for."""
