@@ -81,7 +81,7 @@ class MemoryTree:
 class MemoryNode(Node):
     """What files, directories, links and special files have in common."""
 
-    __slots__ = ("atime", "cost", "ctime", "gid", "mode", "mtime", "nlink", "rdev", "tree", "uid", "xattrs")
+    __slots__ = ("atime", "cost", "ctime", "gid", "mode", "mtime", "nlink", "rdev", "told", "tree", "uid", "xattrs")
 
     def __init__(self, tree: MemoryTree, mode: int, uid: int, gid: int, rdev: int = 0) -> None:
         self.tree = tree
@@ -92,6 +92,8 @@ class MemoryNode(Node):
         self.nlink = 0
         self.atime = self.mtime = self.ctime = time.time_ns()
         self.xattrs: dict[str, bytes] = {}
+        self.told: Stat | None = None
+        """What `stat` returned since the last change: the same object says that nothing has changed."""
 
     def __del__(self) -> None:
         self.tree.used -= self.cost + self.kept
@@ -111,6 +113,7 @@ class MemoryNode(Node):
 
     def changed(self, *, content: bool = False) -> None:
         """Set ctime to now, and mtime too where the content changed."""
+        self.told = None
         self.ctime = time.time_ns()
         if content:
             self.mtime = self.ctime
@@ -120,22 +123,25 @@ class MemoryNode(Node):
         now = time.time_ns()
         if self.atime <= max(self.mtime, self.ctime) or now - self.atime > RELATIME_NS:
             self.atime = now
+            self.told = None
 
     async def stat(self) -> Stat:
-        return Stat(
-            self.mode,
-            self.id,
-            self.nlink,
-            self.uid,
-            self.gid,
-            self.size,
-            self.atime,
-            self.mtime,
-            self.ctime,
-            (self.kept + 511) // 512,
-            4096,
-            self.rdev,
-        )
+        if self.told is None:
+            self.told = Stat(
+                self.mode,
+                self.id,
+                self.nlink,
+                self.uid,
+                self.gid,
+                self.size,
+                self.atime,
+                self.mtime,
+                self.ctime,
+                (self.kept + 511) // 512,
+                4096,
+                self.rdev,
+            )
+        return self.told
 
     async def setstat(self, change: SetStat, who: Caller) -> None:
         if change.size is not None:
@@ -292,6 +298,7 @@ class MemoryHandle(Handle):
 
     async def allocate(self, mode: int, offset: int, length: int) -> None:
         file = self._for_writing()
+        file.told = None  # a refused one may have kept a part
         file.data.allocate(mode, offset, length)
         file.modified(self._who)
 

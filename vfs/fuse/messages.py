@@ -319,9 +319,16 @@ def timeout(seconds: float) -> tuple[int, int]:
 
 def attr_out(st: StatResult, ino: int, cache_seconds: float) -> bytes:
     """Pack the reply to GETATTR and SETATTR."""
-    if not cache_seconds:
-        return UNCACHED + attr(st, ino)
-    return ATTR_HEAD.pack(*timeout(cache_seconds), 0) + attr(st, ino)
+    return _attr_head(cache_seconds) + attr(st, ino)
+
+
+def attr_of_entry(entry: bytes, cache_seconds: float) -> bytes:
+    """Pack the reply to GETATTR out of what `entry_out` made of the same attributes."""
+    return _attr_head(cache_seconds) + entry[ENTRY_HEAD.size :]
+
+
+def _attr_head(cache_seconds: float) -> bytes:
+    return ATTR_HEAD.pack(*timeout(cache_seconds), 0) if cache_seconds else UNCACHED
 
 
 def entry_out(st: StatResult, nodeid: int, ino: int, entry_seconds: float, attr_seconds: float) -> bytes:

@@ -42,6 +42,7 @@ from vfs.fuse.messages import (
     Fopen,
     Init,
     Notify,
+    attr_of_entry,
     attr_out,
     dirent,
     dirent_size,
@@ -68,7 +69,7 @@ T = TypeVar("T")
 class Inode:
     """A node that the kernel has a number for."""
 
-    __slots__ = ("listed", "lookups", "node", "settled")
+    __slots__ = ("attributes", "entry", "listed", "lookups", "node", "settled", "st")
 
     def __init__(self, node: Node) -> None:
         self.node = node
@@ -77,6 +78,9 @@ class Inode:
         """The ctime at which the kernel's cached pages (or names) surely are the node's, or None."""
         self.listed = -math.inf
         """When the kernel was last told all about a directory's entries, by time.monotonic()."""
+        self.st: Stat | None = None
+        """What `node.stat()` returned when `entry` and `attributes`, the replies that tell it, were packed."""
+        self.entry = self.attributes = b""
 
 
 class OpenFile:
@@ -260,8 +264,17 @@ class Operations:
 
     def _known(self, parent: int, name: str, node: Node, st: StatResult) -> bytes:
         """Pack what the kernel is told of `node`, counting it as one lookup."""
+        inode = self.inodes.get(node.id)
+        if inode is not None and inode.st is st and inode.node is node:
+            inode.lookups += 1
+            return inode.entry
         number = self._remember(parent, name, node)
-        return entry_out(st, number, node.id, 0 if node.unshared else node.cache_seconds, _attr_seconds(node, st))
+        seconds = _attr_seconds(node, st)
+        entry = entry_out(st, number, node.id, 0 if node.unshared else node.cache_seconds, seconds)
+        if type(st) is Stat and number == node.id:  # immutable: the same object will say the same
+            inode = self.inodes[number]
+            inode.st, inode.entry, inode.attributes = st, entry, attr_of_entry(entry, seconds)
+        return entry
 
     # Names
 
@@ -337,8 +350,11 @@ class Operations:
     # Attributes
 
     async def getattr(self, nodeid: int, who: Caller) -> Body:
-        node = (self.inodes.get(nodeid) or await self._recall(nodeid)).node
+        inode = self.inodes.get(nodeid) or await self._recall(nodeid)
+        node = inode.node
         st = await node.stat()
+        if st is inode.st:
+            return inode.attributes
         return attr_out(st, node.id, _attr_seconds(node, st))
 
     async def setattr(
