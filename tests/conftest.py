@@ -5,7 +5,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,8 +14,6 @@ from hypothesis import settings
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None, print_blob=True)
 settings.load_profile("fixed")
 
-DEADLINE = 300
-"""Seconds after which a test that is not marked long counts as hung."""
 MARK = "WANIXFS_TEST_SESSION"
 """Set in the environment of the session and so of every process a test starts, however deep."""
 
@@ -52,22 +50,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="full counts: give --long"))
         if no_mounts and item.get_closest_marker("root"):
             item.add_marker(pytest.mark.skip(reason=no_mounts))
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """Fail a test that hangs, instead of hanging with it."""
-
-    def late(number: int, frame: object) -> None:
-        raise TimeoutError(f"the test hangs: more than {DEADLINE} s")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(0 if item.get_closest_marker("long") else DEADLINE)
-    try:
-        return (yield)
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def processes_of(mark: str) -> Iterator[str]:
