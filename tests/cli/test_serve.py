@@ -1,5 +1,6 @@
 """`wanixfs serve` as its user meets it: what it refuses, and in how many words."""
 
+import json
 import socket
 import subprocess
 from pathlib import Path
@@ -54,3 +55,11 @@ def test_doctor_finds_the_server(tmp_path: Path) -> None:
         assert f"answers at {served.address}" in served.out("doctor")
     gone = served.run("doctor", status=0).stdout.decode()
     assert "-> wanixfs serve" in gone
+
+
+def test_log_goes_to_stderr_as_json_where_no_terminal_is(tmp_path: Path) -> None:
+    with serving(tmp_path, mount=False) as served:
+        served.run("run", "/none/such", status=127)
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert {"serving", "stopping"} <= {line["event"] for line in lines}
+    assert all(line.keys() >= {"event", "level", "timestamp"} for line in lines)

@@ -100,6 +100,7 @@ def serve(
 
     SIGTERM and Ctrl-C end the server and its tasks; SIGHUP replaces the server and keeps them.
     """
+    log_to_stderr()  # before what it configures is imported, which may bind its logger there and then
     from wanixfs.program import serve as serve_tree  # the one command that needs the whole house
 
     state = (state or default_state(os.environ, os.geteuid())).absolute()
@@ -121,7 +122,6 @@ def serve(
         )
     except ConfigError as error:
         raise Failure(str(error), 2) from error
-    log_to_stderr()
     trio.run(serve_tree, config)
 
 
