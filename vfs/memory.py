@@ -51,18 +51,17 @@ XATTR_LIST_MAX = 65536
 class MemoryTree:
     """A tree whose memory is bounded by `max_bytes` (ENOSPC beyond).
 
-    `label` names the tree among all that a server serves: the root's id is derived from it, the other ids are
-    new in every process, so that an id kept from before a restart never names another file.
+    `label` names the tree among all that a server serves: the root's id is derived from it, the other ids count from
+    a number that is new in every process, so that an id kept from before a restart never names another file.
     """
 
-    __slots__ = ("_count", "_label", "label", "max_bytes", "root", "used")
+    __slots__ = ("_last_id", "label", "max_bytes", "root", "used")
 
     def __init__(self, *, label: str, uid: int = 0, gid: int = 0, mode: int = 0o755, max_bytes: int = 1 << 30) -> None:
         self.label = label
         self.max_bytes = max_bytes
         self.used = 0
-        self._label = f"{label}\0{os.urandom(8).hex()}"
-        self._count = 0
+        self._last_id = node_id("memory", label, os.urandom(8).hex()) >> 1 | 2
         self.root = MemoryDir(self, S_IFDIR | mode, uid, gid)
         self.root.id = node_id("memory", label)
         self.root.parent = self.root
@@ -74,8 +73,8 @@ class MemoryTree:
         self.used += amount
 
     def next_id(self) -> int:
-        self._count += 1
-        return node_id(self._label, self._count)
+        self._last_id += 1
+        return self._last_id
 
 
 class MemoryNode(Node):
@@ -121,7 +120,8 @@ class MemoryNode(Node):
     def accessed(self) -> None:
         """Set atime by the rule of relatime (mount(8)), so that reading does not always write."""
         now = time.time_ns()
-        if self.atime <= max(self.mtime, self.ctime) or now - self.atime > RELATIME_NS:
+        atime = self.atime
+        if atime <= self.mtime or atime <= self.ctime or now - atime > RELATIME_NS:
             self.atime = now
             self.told = None
 

@@ -1,6 +1,6 @@
 """The bytes of a file in memory: holes cost nothing, and every byte kept is charged before it is allocated."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from errno import EFBIG, EINVAL, ENXIO, EOPNOTSUPP
 
 CHUNK = 1 << 16
@@ -34,14 +34,14 @@ class Sparse:
     def read(self, size: int, offset: int) -> bytes:
         """Return the bytes there, up to the end and to 16 MiB."""
         check_range(offset, size)
-        size = min(size, self.size - offset, MAX_READ)
+        if size > self.size - offset or size > MAX_READ:
+            size = min(self.size - offset, MAX_READ)
         if size <= 0:
             return b""
         pieces = []
         for index, start, stop in _spans(offset, offset + size):
-            chunk = self._chunks.get(index)
-            piece = b"" if chunk is None else bytes(memoryview(chunk)[start:stop])
-            pieces.append(piece.ljust(stop - start, b"\0"))
+            piece = bytes(self._chunks.get(index, b"")[start:stop])
+            pieces.append(piece if len(piece) == stop - start else piece.ljust(stop - start, b"\0"))
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def write(self, data: bytes | memoryview, offset: int) -> int:
@@ -110,17 +110,14 @@ class Sparse:
         self._charge(amount)
         self.kept += amount
 
-    def _growth(self, index: int, stop: int) -> int:
-        chunk = self._chunks.get(index)
-        return stop + CHUNK_COST if chunk is None else max(0, stop - len(chunk))
-
     def _room(self, index: int, stop: int) -> bytearray:
         """Return the chunk `index`, at least `stop` bytes long."""
-        growth = self._growth(index, stop)
-        if growth:
-            self._take(growth)
-        chunk = self._chunks.setdefault(index, bytearray())
-        if len(chunk) < stop:
+        chunk = self._chunks.get(index)
+        if chunk is None:
+            self._take(stop + CHUNK_COST)
+            chunk = self._chunks[index] = bytearray(stop)
+        elif len(chunk) < stop:
+            self._take(stop - len(chunk))
             chunk.extend(bytes(stop - len(chunk)))
         return chunk
 
@@ -156,8 +153,15 @@ def check_range(offset: int, length: int) -> None:
         raise OSError(EFBIG, "past the largest file size")
 
 
-def _spans(offset: int, end: int) -> Iterator[tuple[int, int, int]]:
+def _spans(offset: int, end: int) -> Iterable[tuple[int, int, int]]:
     """Cut a range into (chunk index, start, stop within it)."""
+    index, start = divmod(offset, CHUNK)
+    if 0 < end - offset <= CHUNK - start:  # nearly always; a generator would cost more than the read
+        return ((index, start, start + end - offset),)
+    return _cut(offset, end)
+
+
+def _cut(offset: int, end: int) -> Iterator[tuple[int, int, int]]:
     while offset < end:
         index, start = divmod(offset, CHUNK)
         stop = min(CHUNK, start + end - offset)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from errno import EINVAL
+from functools import lru_cache
 from struct import Struct
 from struct import error as StructError
 from typing import Any
@@ -143,6 +144,8 @@ RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 
 IN_HEADER = Struct("=IIQQIIIHH")  # len opcode unique nodeid uid gid pid total_extlen padding
+IN_CALLER = Struct("=III")  # uid gid pid
+IN_BRIEF = Struct(f"=IIQQ{IN_CALLER.size}s4x")  # the same, with the caller as bytes that a table is kept by
 OUT_HEADER = Struct("=IiQ")  # len error unique
 
 # Fields that nothing is done with are left out of the layouts below (x).
@@ -256,10 +259,10 @@ def decoder(layout: Layout) -> Callable[[memoryview], tuple[Any, ...]]:
             raise OSError(EINVAL, "request is too short") from error
 
     def with_name(frame: memoryview) -> tuple[Any, ...]:
-        fields = fixed(frame)
-        if frame[-1]:
-            raise OSError(EINVAL, "name is not ended")
-        return *fields, check_name(str(frame[start:-1], "utf-8", "surrogateescape"))
+        return *fixed(frame), _name(frame[start:].tobytes())
+
+    def name_only(frame: memoryview) -> tuple[Any, ...]:
+        return (_name(frame[header:].tobytes()),)
 
     def with_data(frame: memoryview) -> tuple[Any, ...]:
         fields = fixed(frame)
@@ -277,10 +280,18 @@ def decoder(layout: Layout) -> Callable[[memoryview], tuple[Any, ...]]:
         return (*fields, *decoded, tail) if layout.data else (*fields, *decoded)
 
     if strings == 1 and layout.names and not layout.data:
-        return with_name
+        return with_name if layout.body.size else name_only
     if strings:
         return with_strings
     return with_data if layout.data else fixed
+
+
+@lru_cache(4096)
+def _name(raw: bytes) -> str:
+    """Return the file name that `raw` is but for its NUL. EINVAL, ENAMETOOLONG; so only short ones are kept."""
+    if raw[-1:] != b"\0":
+        raise OSError(EINVAL, "name is not ended")
+    return check_name(str(raw[:-1], "utf-8", "surrogateescape"))
 
 
 def encode(name: str) -> bytes:

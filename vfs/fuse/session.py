@@ -16,6 +16,8 @@ from vfs.errors import errno_of
 from vfs.fuse.journal import Agreed, Journal
 from vfs.fuse.messages import (
     COPIED,
+    IN_BRIEF,
+    IN_CALLER,
     IN_HEADER,
     INIT_OUT,
     INVAL_ENTRY,
@@ -64,6 +66,7 @@ MAX_CALLERS = 1024
 
 Handler = Callable[..., Coroutine[Any, Any, Body]]
 Decoder = Callable[[memoryview], tuple[Any, ...]]
+_unpack_header = IN_BRIEF.unpack_from
 _pack_header = OUT_HEADER.pack
 _HEADER = OUT_HEADER.size
 
@@ -126,7 +129,7 @@ class Session:
         self._stack_depth = stack_depth
         self._max_waiting = max_waiting
         self._waiting: dict[int, Waiting] = {}
-        self._callers: dict[tuple[int, int, int], Caller] = {}
+        self._callers: dict[bytes, Caller] = {}
         self._transport: Transport | None = None
         self._operations = Operations(
             root,
@@ -181,12 +184,12 @@ class Session:
         size = len(frame)
         if size < IN_HEADER.size:
             return False  # no number to answer to
-        length, opcode, unique, nodeid, uid, gid, pid, _, _ = IN_HEADER.unpack_from(frame)
+        length, opcode, unique, nodeid, caller = _unpack_header(frame)
         handler, decode, has_data = self._handlers.get(opcode, UNSERVED)
         try:
             if length != size or (self._waiting and unique in self._waiting):
                 raise OSError(EINVAL, "wrong length, or a number that is in use")
-            who = self._callers.get((uid, gid, pid)) or self._caller(uid, gid, pid)
+            who = self._callers.get(caller) or self._caller(caller)
             fields = decode(frame)
             call = handler(nodeid, who, *fields)
             body = start(call)
@@ -200,11 +203,12 @@ class Session:
                 refuse(send, unique, error)
         return False
 
-    def _caller(self, uid: int, gid: int, pid: int) -> Caller:
+    def _caller(self, key: bytes) -> Caller:
         """Return who asks, one object for many requests. Supplementary groups are the kernel's business."""
         if len(self._callers) >= MAX_CALLERS:
             self._callers.clear()
-        who = self._callers[uid, gid, pid] = Caller(uid, gid, frozenset(), pid)
+        uid, gid, pid = IN_CALLER.unpack(key)
+        who = self._callers[key] = Caller(uid, gid, frozenset(), pid)
         return who
 
     def _wait(
