@@ -2,13 +2,18 @@
 
 import os
 import pwd
-import shutil
+import threading
 from errno import EINVAL, ENOSPC
 from pathlib import Path
+from uuid import uuid4
+
+import structlog
 
 from tasks.model import User
 from vfs.host import HostTree
 from vfs.node import Node
+
+log = structlog.get_logger("tasks")
 
 
 class Homes:
@@ -22,8 +27,13 @@ class Homes:
         self._first = first
         self._count = last - first + 1
         self._privileged = privileged
+        self._retired = root / "retired"
+        self._sweeping = threading.Lock()
         root.mkdir(mode=0o711, parents=True, exist_ok=True)
-        self._taken = {entry.stat().st_uid for entry in os.scandir(root)}
+        self._retired.mkdir(mode=0o700, exist_ok=True)
+        self._taken: set[int] = set()
+        self.sweep()
+        self._taken = {entry.stat().st_uid for entry in os.scandir(root)} | self._retired_uids()
 
     def path(self, user: User) -> Path:
         """Return the home directory of `user` on the host."""
@@ -49,12 +59,48 @@ class Homes:
         raise OSError(ENOSPC, "every uid of the range still has a home")
 
     def remove(self, user: User) -> None:
-        """Delete a home made by `new`; its uid may then be given again."""
-        if os.path.isabs(user.home):
-            return
-        shutil.rmtree(self._root / user.home, ignore_errors=True)
-        if not (self._root / user.home).exists():
-            self._taken.discard(user.uid)
+        """Take a home made by `new` away. It is deleted, and its uid given again, by a later `sweep`."""
+        home = self._root / user.home
+        if not os.path.isabs(user.home) and home.exists():
+            home.rename(self._retired / f"{user.uid}-{uuid4().hex}")
+
+    def sweep(self) -> None:
+        """Delete what was removed. May take long: a home holds what its task liked, and as deep. Safe in a thread.
+
+        Directories are moved up and deleted in their turn, so that depth costs neither stack nor descriptors.
+        """
+        with self._sweeping:
+            stuck: set[str] = set()
+            retired = self._retired_uids()
+            while names := set(os.listdir(self._retired)) - stuck:
+                for name in names:
+                    try:
+                        self._delete(name)
+                    except OSError as error:
+                        stuck.add(name)
+                        log.warning("a removed home is left", path=str(self._retired / name), error=str(error))
+            self._taken -= retired - self._retired_uids()
+
+    def _retired_uids(self) -> set[int]:
+        return {int(name.partition("-")[0]) for name in os.listdir(self._retired)}
+
+    def _delete(self, name: str) -> None:
+        place = self._retired / name
+        if os.geteuid():  # without privilege a home's modes stand in the way
+            place.chmod(0o700)
+        uid = name.partition("-")[0]
+        folder = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            for entry in list(os.scandir(folder)):
+                if entry.is_dir(follow_symlinks=False):
+                    if os.geteuid():
+                        os.chmod(entry.name, 0o700, dir_fd=folder)
+                    os.rename(entry.name, self._retired / f"{uid}-{uuid4().hex}", src_dir_fd=folder)
+                else:
+                    os.unlink(entry.name, dir_fd=folder)
+        finally:
+            os.close(folder)
+        place.rmdir()
 
     def known(self, name: str) -> User:
         """Return the user of this machine called `name`. EINVAL if there is none."""

@@ -39,7 +39,9 @@ def _apply(service: TaskService, row: Record) -> None:
     state = json.loads(row.state) if row.state else {}
     if row.kind == "allocated":
         parent = service.tasks.get(int(data["parent"] or 0))
-        service.restore(Task(row.task, parent, Spec.from_json(state["spec"]), service.fork(parent), row.at))
+        made = Task(row.task, parent, Spec.from_json(state["spec"]), service.fork(parent), row.at)
+        made.namespace_script = parent.namespace_script if parent else ""  # as it was then: rows come in order
+        service.restore(made)
         return
     task = service.tasks.get(row.task)
     if task is None:
@@ -52,7 +54,12 @@ def _apply(service: TaskService, row: Record) -> None:
     if "ns" in state:
         task.namespace_script = state["ns"]
     for number, shows in state.get("fds", state.get("fd", {})).items():
-        task.fds.entries[int(number)] = Gone(shows)
+        if shows.startswith("spool "):
+            service.spool(task, int(number))
+        else:
+            task.fds.entries[int(number)] = Gone(shows)
+    for number, start in state.get("dropped", {}).items():
+        service.spool(task, int(number)).start = start
     match row.kind:
         case "configured":
             task.touched = True
@@ -61,6 +68,8 @@ def _apply(service: TaskService, row: Record) -> None:
         case "started":
             task.kind, task.main_pid, task.state = state["type"], state["pid"], State.RUNNING
             task.times = replace(task.times, started=row.at)
+        case "refused":
+            task.error = data["error"]
         case "paused":
             task.state = State.STOPPED
         case "resumed":
@@ -102,6 +111,7 @@ async def reconcile(
         for entry in task.fds.entries.values() if task.has_fds else ():
             if isinstance(entry, Spooled):
                 entry.spool.measure()
+                entry.spool.eof = entry.spool.eof or task.ended
     service.schedule(time.time() if now is None else now)
 
 
@@ -111,8 +121,7 @@ async def _found(service: TaskService, task: Task, kind: str, exit: Exit | None)
         task.kind, task.state = kind, State.RUNNING
         task.times = Times(task.times.created, task.times.started or task.times.created)
     for number in (1, 2):
-        if not isinstance(task.fds.entries.get(number), Gone) or "spool" in task.fds.shows(number):
-            task.fds.entries.pop(number, None)
+        if not isinstance(task.fds.entries.get(number), Gone):
             service.spool(task, number).measure()
     if exit is not None:
         service.end(task, exit)

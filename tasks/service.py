@@ -19,6 +19,7 @@ import structlog
 import trio
 
 from ns.namespace import Namespace
+from ns.script import dump
 from tasks.drivers.base import Driver, Exit, Launch, Limits
 from tasks.fds import STDIN, Held, Inherited, Spooled, Stdin
 from tasks.homes import Homes
@@ -100,6 +101,7 @@ class TaskService:
         self._unused: dict[int, float] = {}
         self._exited: dict[int, float] = {}
         self._waiting: dict[int, Task] = {}
+        self._homes_removed = trio.Event()
 
     # Making, finding and removing
 
@@ -169,6 +171,7 @@ class TaskService:
 
     def alias(self, task: Task, name: str) -> None:
         """Let the parent's view know `task` as `name` too, instead of an earlier alias. EEXIST."""
+        self.check_kept(task)
         if self.aliases.get((task.parent.id if task.parent else 0, name), task) is not task:
             raise OSError(EEXIST, f"another task is called {name!r}")
         self.name(task, name)
@@ -187,13 +190,14 @@ class TaskService:
 
     async def remove(self, task: Task) -> None:
         """Forget a task that has no process, with its home, output and events. EBUSY while it runs."""
+        self.check_kept(task)
         if task.state.live or task.state is State.STARTING:
             raise OSError(EBUSY, "the task is running")
         self._forget([task])
 
     def _forget(self, tasks: list[Task]) -> None:
         for task in tasks:
-            task.state = State.EXITED if task.state is State.WAITING else task.state
+            task.state = State.EXITED  # nothing that is still open of it can start it any more
             self._adopt_children(task)
             for known in (self.tasks, self._unused, self._exited, self._waiting):
                 known.pop(task.id, None)
@@ -207,8 +211,10 @@ class TaskService:
             shutil.rmtree(self.spools / str(task.id), ignore_errors=True)
             if task.spec.user.home == str(task.id) and not self._home_used(task.spec.user):
                 self.homes.remove(task.spec.user)
+                self._homes_removed.set()
             for removed in self.on_removed:
                 removed(task)
+            self._end_output(task)
             task.notify()
         self.journal.forget(task.id for task in tasks)
         self._announce()
@@ -224,7 +230,9 @@ class TaskService:
         for child in list(task.children.values()):
             if not child.ended:
                 self.adopt(child, ancestor)
-                self.record(child, "adopted", {"parent": str(ancestor.id) if ancestor else ""})
+                # The namespace too: what it was a copy of goes with the parent's rows.
+                names = {"ns": dump(child.namespace.table)}
+                self.record(child, "adopted", {"parent": str(ancestor.id) if ancestor else ""}, names)
 
     def adopt(self, task: Task, parent: Task | None) -> None:
         """Make `task` a child of `parent`; an alias stays if it is free there."""
@@ -247,6 +255,11 @@ class TaskService:
 
     def _announce(self) -> None:
         self.changes.notify()
+
+    def check_kept(self, task: Task) -> None:
+        """Raise ENOENT for a task that was removed, though a file of it is still open."""
+        if self.tasks.get(task.id) is not task:
+            raise OSError(ENOENT, "the task was removed")
 
     def touched(
         self, task: Task, what: str, data: Mapping[str, object] | None = None, state: Mapping[str, object] | None = None
@@ -311,6 +324,8 @@ class TaskService:
                 pending += self._waits_for(other)
 
     def _release_waiting(self) -> None:
+        if self._nursery is None:  # `run` does it again
+            return
         for task in list(self._waiting.values()):
             if task.state is not State.WAITING:
                 del self._waiting[task.id]
@@ -554,6 +569,13 @@ class TaskService:
                     self.vault.drop(f"task/{task.id}/stdin")
             task.fds.close()
 
+    @staticmethod
+    def _end_output(task: Task) -> None:
+        for entry in task.fds.entries.values() if task.has_fds else ():
+            if isinstance(entry, Spooled):
+                entry.spool.measure()
+                entry.spool.grew(entry.spool.end, entry.spool.start, True)
+
     # What drivers report
 
     def exited(self, task: str, exit: Exit) -> None:
@@ -567,6 +589,7 @@ class TaskService:
             record.become(Event.RESTART)
             record.spec = replace(record.spec, restarts=left - 1)
             self.record(record, "restarted", {"code": exit.code, "reason": exit.reason, "left": left - 1})
+            self.drivers[record.kind].forget(task)
             self._launch_soon(record)
             return
         self.end(record, exit)
@@ -582,13 +605,12 @@ class TaskService:
         task.times = replace(task.times, exited=time.time())
         task.changed_ns = time.time_ns()
         self._close_fds(task)
-        for entry in task.fds.entries.values():
-            if isinstance(entry, Spooled):
-                entry.spool.measure()
-                entry.spool.grew(entry.spool.end, entry.spool.start, True)
+        self._end_output(task)
         self._adopt_children(task)
         usage = {"user_usec": exit.user_usec, "system_usec": exit.system_usec, "peak_bytes": exit.peak_bytes}
-        self.record(task, "exited", {"code": exit.code, "reason": task.reason, **usage}, {})
+        spools = {str(number): entry.spool for number, entry in task.fds.entries.items() if isinstance(entry, Spooled)}
+        dropped = {number: spool.start for number, spool in spools.items() if spool.start}
+        self.record(task, "exited", {"code": exit.code, "reason": task.reason, **usage}, {"dropped": dropped})
         self._exited[task.id] = time.time() + self.policy.keep_seconds
         self._unused.pop(task.id, None)
         self.untold.setdefault(task.parent.id if task.parent else 0, {})[task.id] = task
@@ -602,7 +624,8 @@ class TaskService:
         if record is None:
             return
         spool = self.spool(record, fd)
-        if start > spool.start:
+        if start > 2 * spool.told:  # each doubling, so that an endless output does not fill the journal
+            spool.told = start
             self.record(record, "dropped", {"fd": fd, "dropped_bytes": start})
         spool.grew(end, start, eof)
 
@@ -626,12 +649,19 @@ class TaskService:
             self._nursery = nursery
             try:
                 self._release_waiting()
+                nursery.start_soon(self._sweep_homes)
                 task_status.started()
                 while True:
                     await trio.sleep(self.policy.grace / 10)
                     self.reap(time.time())
             finally:
                 self._nursery = None
+
+    async def _sweep_homes(self) -> None:
+        while True:
+            await self._homes_removed.wait()
+            self._homes_removed = trio.Event()
+            await trio.to_thread.run_sync(self.homes.sweep, abandon_on_cancel=True)
 
     def spawn(self, work: Callable[..., Coroutine[Any, Any, None]], *args: object) -> None:
         """Run `work(*args)` for as long as the service runs. EIO before it does."""

@@ -12,14 +12,18 @@ from vfs.waiting import Signal
 
 
 class Spool:
-    """One descriptor's output: `end` bytes so far, those below `start` dropped, `eof` when nothing more will come."""
+    """One descriptor's output: `end` bytes so far, those below `start` dropped, `eof` when nothing more will come.
 
-    __slots__ = ("changed", "end", "eof", "path", "start")
+    `told` is how many dropped bytes the events speak of.
+    """
+
+    __slots__ = ("changed", "end", "eof", "path", "start", "told")
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.start = 0
         self.end = 0
+        self.told = 0
         self.eof = False
         self.changed = Signal()
 

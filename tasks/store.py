@@ -2,15 +2,25 @@
 
 SQLite in WAL mode with synchronous=NORMAL: a killed server loses nothing, a
 power failure at most the last moments. One row is about 15 microseconds, so
-rows are written inline.
+rows are written inline. What happened cannot be refused: on a full disk rows
+wait in memory, and only what would need a new number fails.
 """
 
 import json
 import sqlite3
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from errno import ENOSPC
 from pathlib import Path
 from typing import NamedTuple
+
+import structlog
+
+log = structlog.get_logger("tasks")
+
+MAX_UNWRITTEN = 100_000
+"""Statements that wait for a disk with space at the most; then the oldest are lost, and the log says so."""
 
 _SCHEMA = """
 PRAGMA journal_mode = WAL;
@@ -52,6 +62,8 @@ class Journal:
         self._db.executescript(_SCHEMA)
         row = self._db.execute("SELECT max(seq) FROM journal").fetchone()
         self.last_seq: int = row[0] or 0
+        self._unwritten: deque[tuple[str, tuple[object, ...]]] = deque(maxlen=MAX_UNWRITTEN)
+        self._full = False
 
     def close(self) -> None:
         self._db.close()
@@ -61,8 +73,20 @@ class Journal:
     ) -> None:
         """Add a row."""
         row = (time.time(), task, kind, json.dumps(data or {}), json.dumps(state) if state is not None else None)
-        cursor = self._db.execute("INSERT INTO journal (at, task, kind, data, state) VALUES (?, ?, ?, ?, ?)", row)
-        self.last_seq = cursor.lastrowid or self.last_seq
+        self._write("INSERT INTO journal (at, task, kind, data, state) VALUES (?, ?, ?, ?, ?)", row)
+
+    def _write(self, statement: str, values: tuple[object, ...]) -> None:
+        """Run a statement after those that could not be run yet, as soon as there is space."""
+        self._unwritten.append((statement, values))
+        try:
+            while self._unwritten:
+                cursor = self._db.execute(*self._unwritten[0])
+                self._unwritten.popleft()
+                self.last_seq = max(self.last_seq, cursor.lastrowid or 0)
+        except sqlite3.OperationalError as error:
+            if not self._full:
+                log.error("the journal cannot be written", error=str(error))
+        self._full = bool(self._unwritten)
 
     def since(self, seq: int, task: int | None = None, limit: int = 256) -> list[Record]:
         """Return up to `limit` rows after `seq`, of one task or of all, oldest first."""
@@ -78,16 +102,18 @@ class Journal:
 
     def forget(self, tasks: Iterable[int]) -> None:
         """Drop every row of these tasks."""
-        self._db.execute("BEGIN")
-        self._db.executemany("DELETE FROM journal WHERE task = ?", [(task,) for task in tasks])
-        self._db.execute("COMMIT")
+        numbers = json.dumps(list(tasks))
+        self._write("DELETE FROM journal WHERE task IN (SELECT value FROM json_each(?))", (numbers,))
 
     def next(self, counter: str) -> int:
-        """Return the next number of a counter, from 1; never the same twice."""
-        row = self._db.execute(
-            "INSERT INTO counters VALUES (?, 1) ON CONFLICT (name) DO UPDATE SET value = value + 1 RETURNING value",
-            (counter,),
-        ).fetchone()
+        """Return the next number of a counter, from 1; never the same twice. ENOSPC on a full disk."""
+        try:
+            row = self._db.execute(
+                "INSERT INTO counters VALUES (?, 1) ON CONFLICT (name) DO UPDATE SET value = value + 1 RETURNING value",
+                (counter,),
+            ).fetchone()
+        except sqlite3.OperationalError as error:
+            raise OSError(ENOSPC, f"the journal cannot be written: {error}") from None
         return int(row[0])
 
 

@@ -4,6 +4,7 @@ import stat as statmod
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from errno import ENOENT
 from functools import partial
 
 from immutables import Map
@@ -146,9 +147,7 @@ class TaskTree:
                 ),
                 "env": EnvFile(service, task),
                 "status": Text(lambda: task.state.shown),
-                "wait": Awaited(
-                    lambda: task.exit is not None, lambda: self._tell(task), lambda: task.signal, mode=0o400
-                ),
+                "wait": Awaited(lambda: task.ended, lambda: self._tell(task), lambda: task.signal, mode=0o400),
                 "exitcode": Text(lambda: str(task.exit.code) if task.exit else ""),
                 "fd": LiveDir(
                     lambda: self._fd_names(task),
@@ -180,7 +179,8 @@ class TaskTree:
         return self.directory(view, child)
 
     def _tell(self, task: Task) -> str:
-        assert task.exit is not None
+        if task.exit is None:
+            raise OSError(ENOENT, "the task was removed")
         self._service.untold.get(task.parent.id if task.parent else 0, {}).pop(task.id, None)
         return str(task.exit.code)
 

@@ -141,6 +141,7 @@ class TaskVerbs:
         """a mark of your own, shown in labels; an empty V removes it"""
         key, value = values.label(assignment)
         task = self._task
+        self._service.check_kept(task)
         labels = task.spec.labels.set(key, value) if value else task.spec.labels.delete(key)
         if len(labels) > MAX_LABELS:
             raise values.invalid(f"at most {MAX_LABELS} labels")

@@ -36,4 +36,5 @@ class Dialler:
             try:
                 await client.wait_lost()
             finally:
-                del self._clients[key]
+                if self._clients.get(key) is client:  # else another was dialled at the same time
+                    del self._clients[key]

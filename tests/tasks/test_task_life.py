@@ -9,7 +9,6 @@ import trio
 import trio.testing
 from tasks_household import household
 
-from tasks.drivers.base import Exit
 from vfs.node import Caller
 from vfs.walk import open_path
 
@@ -364,8 +363,7 @@ def test_restart_on_failure_counts_down(tmp_path):
     async def test(node):
         id = await node.started("restart on-failure 2")
         for _ in range(2):
-            node.driver.tasks.pop(id)
-            node.service.exited(id, Exit(1, "exited"))
+            node.driver.finish(id, 1)
             await trio.testing.wait_all_tasks_blocked()
             assert await node.cat(f"/task/{id}/status") == "running\n"
         node.driver.finish(id, 1)

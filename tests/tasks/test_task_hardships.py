@@ -1,0 +1,256 @@
+"""What goes wrong around tasks: files open past a removal, full disks, homes too deep, servers that come back."""
+
+import os
+from errno import EBUSY, ENOENT, ENOSPC
+
+import pytest
+import trio
+import trio.testing
+from tasks_household import household
+
+from tasks.homes import Homes
+from tasks.store import Journal
+from vfs.node import ROOT
+from vfs.walk import open_path
+from wanixfs import dialler
+
+
+def run(tmp_path, test, **settings):
+    async def main():
+        async with household(tmp_path, **settings) as node:
+            await test(node)
+
+    trio.run(main)
+
+
+async def errno_of(awaitable):
+    with pytest.raises(OSError) as info:
+        await awaitable
+    return info.value.errno
+
+
+def test_removal_releases_whoever_waits_for_the_task(tmp_path):
+    async def test(node):
+        id = await node.new("cmd /bin/true")
+        ended = []
+
+        async def waiter():
+            ended.append(await errno_of(node.cat(f"/task/{id}/wait")))
+
+        async def reader(name):
+            await node.cat(f"/task/{id}/{name}")
+            ended.append(name)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(waiter)
+            nursery.start_soon(reader, "fd/1")
+            nursery.start_soon(reader, "events")
+            await trio.testing.wait_all_tasks_blocked()
+            assert ended == []
+            with trio.fail_after(5):
+                await node.echo("remove", f"/task/{id}/ctl")
+                while len(ended) < 3:
+                    await trio.testing.wait_all_tasks_blocked()
+        assert set(ended) == {ENOENT, "fd/1", "events"}
+
+    run(tmp_path, test)
+
+
+def test_a_removed_task_cannot_be_brought_back_through_an_open_file(tmp_path):
+    async def test(node):
+        id = await node.new("cmd /bin/true")
+        _, ctl = await open_path(node.root(), f"/task/{id}/ctl", os.O_WRONLY, ROOT)
+        await ctl.write(b"remove\n", 0)
+        rows = node.service.journal.last_seq
+        for line, errno in (
+            (b"start", EBUSY),
+            (b"cmd x", EBUSY),
+            (b"timeout 1", EBUSY),
+            (b"alias ghost", ENOENT),
+            (b"label a=b", ENOENT),
+            (b"remove", ENOENT),
+        ):
+            assert await errno_of(ctl.write(line + b"\n", 0)) == errno, line
+        assert node.driver.tasks == {}
+        assert node.service.journal.last_seq == rows
+        assert await errno_of(node.cat("/task/ghost/id")) == ENOENT
+
+    run(tmp_path, test)
+
+
+def test_a_full_disk_ends_no_server_and_loses_no_end(tmp_path):
+    async def main():
+        async with household(tmp_path) as node:
+            id = await node.started()
+            journal = node.service.journal._db
+            (pages,) = journal.execute("PRAGMA page_count").fetchone()
+            journal.execute(f"PRAGMA max_page_count = {pages}")
+            for n in range(100):  # more than fits
+                await node.echo(f"label n=x{n}{'y' * 200}", f"/task/{id}/ctl")
+            node.driver.finish(id, 7)
+            assert await node.cat(f"/task/{id}/wait") == "7\n"
+            journal.execute("PRAGMA max_page_count = 100000")
+            await node.new()
+            old = node.driver
+        async with household(tmp_path, old) as node:
+            assert await node.cat(f"/task/{id}/exitcode") == "7\n"
+            assert (await node.cat(f"/task/{id}/labels")).startswith("n=x99")
+
+    trio.run(main)
+
+
+def test_a_counter_without_disk_says_so(tmp_path):
+    journal = Journal(tmp_path / "j.db")
+    journal._db.execute("PRAGMA query_only = 1")
+    with pytest.raises(OSError) as info:
+        journal.next("task")
+    assert info.value.errno == ENOSPC
+    journal._db.execute("PRAGMA query_only = 0")
+    assert journal.next("task") == 1
+    journal.close()
+
+
+def test_a_home_of_any_depth_is_deleted(tmp_path):
+    homes = Homes(tmp_path / "homes", first=os.getuid(), last=os.getuid(), privileged=False)
+    user = homes.new(1)
+    folder = os.open(homes.path(user), os.O_RDONLY)
+    kept = tmp_path / "kept"
+    kept.write_text("not in the home")
+    for _ in range(1500):
+        os.mkdir("d", dir_fd=folder)
+        os.symlink(kept, "link", dir_fd=folder)
+        below = os.open("d", os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = below
+    os.close(folder)
+    homes.remove(user)
+    assert not homes.path(user).exists()
+    homes.sweep()
+    assert os.listdir(tmp_path / "homes" / "retired") == []
+    assert kept.read_text() == "not in the home"
+
+
+def test_a_uid_is_given_again_only_when_the_home_is_gone(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "chown", lambda *_: None)
+    homes = Homes(tmp_path / "homes", first=70001, last=70001, privileged=True)
+    user = homes.new(1)
+    homes.remove(user)
+    with pytest.raises(OSError, match="every uid"):
+        homes.new(2)
+    homes.sweep()
+    assert homes.new(2).uid == 70001
+
+
+def test_output_of_ended_tasks_is_there_after_a_restart(tmp_path):
+    async def main():
+        async with household(tmp_path, spool_limit=4096) as node:
+            id = await node.started()
+            node.driver.write(id, 1, b"x" * 5000 + b"end\n")
+            node.driver.write(id, 2, b"err\n")
+            node.driver.finish(id, 0)
+            before = await node.cat(f"/task/{id}/fd/1")
+            assert len(before) == 4096
+            old = node.driver
+        async with household(tmp_path, old, spool_limit=4096) as node:
+            with trio.fail_after(5):
+                assert await node.cat(f"/task/{id}/fd/2") == "err\n"
+                assert await node.cat(f"/task/{id}/fd/1") == before
+
+    trio.run(main)
+
+
+def test_what_a_running_task_had_dropped_is_known_after_a_restart(tmp_path):
+    async def main():
+        async with household(tmp_path, spool_limit=4096) as node:
+            id = await node.started()
+            node.driver.write(id, 1, b"x" * 5000)
+            old = node.driver
+        async with household(tmp_path, old, spool_limit=4096) as node:
+            assert node.service.spool(node.service.tasks[int(id)], 1).start == 5000 - 4096
+
+    trio.run(main)
+
+
+def test_endless_output_does_not_fill_the_journal(tmp_path):
+    async def test(node):
+        id = await node.started()
+        rows = node.service.journal.last_seq
+        for _ in range(1000):
+            node.driver.write(id, 1, b"x" * 4096)
+        assert 5 < node.service.journal.last_seq - rows < 20
+
+    run(tmp_path, test, spool_limit=4096)
+
+
+def test_a_childs_namespace_is_its_parents_as_it_was_after_a_restart_too(tmp_path):
+    async def main():
+        async with household(tmp_path) as node:
+            parent = await node.started()
+            await node.echo("bind /tmp /work\nmask #tmp", f"/task/{parent}/ns/ctl")
+            child = await node.new(task=parent)
+            orphan = await node.new("cmd a", task=parent)
+            await node.echo("bind /tmp /later", f"/task/{parent}/ns/ctl")
+            dump = await node.cat(f"/task/{child}/ns/dump")
+            old = node.driver
+        async with household(tmp_path, old) as node:
+            assert sorted((await node.cat(f"/task/{child}/ns/dump")).splitlines()) == sorted(dump.splitlines())
+            assert "/work" in dump and "/later" not in dump
+            node.driver.finish(parent, 0)
+            await node.echo("remove", f"/task/{parent}/ctl")
+            old = node.driver
+        async with household(tmp_path, old) as node:
+            assert "/work" in await node.cat(f"/task/{orphan}/ns/binds")
+
+    trio.run(main)
+
+
+def test_trimming_at_a_restart_lets_waiting_tasks_go_on(tmp_path):
+    async def main():
+        async with household(tmp_path, keep_tasks=2) as node:
+            for _ in range(2):
+                node.driver.finish(await node.started(), 0)
+            first = await node.started()
+            second = await node.new("cmd /bin/b", f"after {first}", "start")
+            old = node.driver
+        old.tasks.pop(first)
+        async with household(tmp_path, old, keep_tasks=2) as node:
+            await trio.testing.wait_all_tasks_blocked()
+            assert await node.cat(f"/task/{second}/status") == "running\n"
+
+    trio.run(main)
+
+
+def test_two_dials_at_once_of_a_server_that_dies(monkeypatch):
+    class Dying:
+        def __init__(self):
+            self.root = object()
+            self.lost = trio.Event()
+
+        async def __aenter__(self):
+            await trio.lowlevel.checkpoint()
+            clients.append(self)
+            return self
+
+        async def __aexit__(self, *_):
+            return False
+
+        async def wait_lost(self):
+            await self.lost.wait()
+
+    clients = []
+    monkeypatch.setattr(dialler, "connect", lambda *_, **__: Dying())
+
+    async def main():
+        async with trio.open_nursery() as nursery:
+            dial = dialler.Dialler(nursery).dial
+            async with trio.open_nursery() as both:
+                both.start_soon(dial, "unix!/x", "/", ROOT)
+                both.start_soon(dial, "unix!/x", "/", ROOT)
+            assert len(clients) == 2
+            for client in clients:
+                client.lost.set()
+            await trio.testing.wait_all_tasks_blocked()
+            assert await dial("unix!/x", "/", ROOT) is clients[2].root
+            clients[2].lost.set()
+
+    trio.run(main)
