@@ -13,7 +13,7 @@ from dataclasses import replace
 import structlog
 
 from tasks.drivers.base import Exit
-from tasks.fds import STDIN, Gone, Held, Inherited, Spooled
+from tasks.fds import STDIN, Gone, Held, Inherited, Spooled, Stdin
 from tasks.model import Spec, State, Times
 from tasks.service import TaskService
 from tasks.store import Record
@@ -130,18 +130,20 @@ async def _found(service: TaskService, task: Task, kind: str, exit: Exit | None)
         await service.take_terminal(task, service.drivers[kind])
     elif kept := await service.vault.take(f"task/{task.id}/stdin"):
         task.fds.adopt_stdin(kept[0])
+    if task.spec.restarts:
+        await _reopen(service, task)
     if task.spec.timeout is not None and task.times.started is not None:
         service.arm_timeout(task, max(0.001, task.times.started + task.spec.timeout - time.time()))
 
 
 async def _reopen(service: TaskService, task: Task) -> None:
-    """Take back the descriptors that were set up for a task that has not started."""
+    """Take back the descriptors that were set up for a task that has not started, or may start again."""
     if not task.has_fds:
         return
     for number, entry in list(task.fds.entries.items()):
         if entry.shows == Inherited.shows:
             task.fds.entries[number] = Inherited()
-        elif entry != Gone():
+        elif isinstance(entry, Gone) and entry not in (Gone(), Gone(Stdin.shows), Gone(Terminal.shows)):
             kept = await service.vault.take(f"task/{task.id}/fd/{number}")
             if kept:
                 task.fds.entries[number] = Held(kept[0], entry.shows)

@@ -101,6 +101,7 @@ class TaskService:
         self._unused: dict[int, float] = {}
         self._exited: dict[int, float] = {}
         self._waiting: dict[int, Task] = {}
+        self._launches: dict[int, Launching] = {}
         self._homes_removed = trio.Event()
 
     # Making, finding and removing
@@ -304,7 +305,7 @@ class TaskService:
         if self._nursery is None:
             task.become(Event.FAILED)
             raise OSError(EIO, "the task service is not running")
-        launching = Launching()
+        launching = self._launches[task.id] = Launching()
         self._nursery.start_soon(self._launch, task, launching)
         return launching
 
@@ -338,6 +339,11 @@ class TaskService:
         """Start a task that is `starting`; the only place that talks to a driver about it."""
         late = task.times.started is not None or bool(task.spec.after)
         opened: list[int] = []
+
+        def current() -> bool:
+            """Tell whether no restart has followed: the end of a short run is known before its start has answered."""
+            return self._launches.get(task.id) is launching
+
         try:
             driver = await self._driver_for(task)
             launch = self._prepare(task, opened)
@@ -347,19 +353,22 @@ class TaskService:
             detail = problem.strerror if isinstance(problem, OSError) else None
             launching.error = OSError(number, detail or os.strerror(number))
             task.error = str(launching.error.strerror)
-            if self.tasks.get(task.id) is task and task.state is State.STARTING:
+            if current() and self.tasks.get(task.id) is task and task.state is State.STARTING:
                 self.record(task, "refused", {"error": task.error})
                 if late:
                     self.end(task, Exit(CANNOT_START, f"could not start: {task.error}"))
                 else:
                     task.become(Event.FAILED)
         else:
-            task.main_pid = pid
-            if launch.pty and STDIN not in launch.fds:
-                await self.take_terminal(task, driver)
-            if task.state is State.STARTING:
+            if current():
+                task.main_pid = pid
+                if launch.pty and STDIN not in launch.fds:
+                    await self.take_terminal(task, driver)
+            if current() and task.state is State.STARTING:
                 self._started(task)
         finally:
+            if current():
+                del self._launches[task.id]
             for fd in opened:
                 os.close(fd)
             launching.done.set()
@@ -473,10 +482,11 @@ class TaskService:
         task.changed_ns = time.time_ns()
         table = task.fds
         stdin = table.entries.get(STDIN)
-        for number, entry in table.entries.items():
-            if isinstance(entry, Held):
-                self.vault.drop(f"task/{task.id}/fd/{number}")
-        table.hand_over()
+        if not task.spec.restarts:  # else the next run gets them too
+            for number, entry in table.entries.items():
+                if isinstance(entry, Held):
+                    self.vault.drop(f"task/{task.id}/fd/{number}")
+            table.hand_over()
         if isinstance(stdin, Stdin):
             self.vault.hold(f"task/{task.id}/stdin", [stdin.write])
         given = {str(number): table.shows(number) for number in table.numbers()}
@@ -627,7 +637,7 @@ class TaskService:
         if start > 2 * spool.told:  # each doubling, so that an endless output does not fill the journal
             spool.told = start
             self.record(record, "dropped", {"fd": fd, "dropped_bytes": start})
-        spool.grew(end, start, eof)
+        spool.grew(end, start, eof and not record.spec.restarts)  # another run may go on where this one ended
 
     def event(self, task: str, kind: str, detail: Mapping[str, object]) -> None:
         record = self.tasks.get(int(task))

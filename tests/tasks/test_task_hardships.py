@@ -254,3 +254,58 @@ def test_two_dials_at_once_of_a_server_that_dies(monkeypatch):
             clients[2].lost.set()
 
     trio.run(main)
+
+
+def test_a_restarted_task_writes_on_where_its_descriptors_point(tmp_path):
+    async def test(node):
+        id = await node.new("cmd /bin/a", "restart on-failure 1")
+        await node.echo("file /tmp/out w", f"/task/{id}/fd/1ctl")
+        await node.echo("start", f"/task/{id}/ctl")
+        first = dict(node.driver.tasks[id].launch.fds)
+        node.driver.finish(id, 1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert node.driver.tasks[id].launch.fds.keys() == first.keys() == {0, 1}
+        assert 1 not in node.driver.tasks[id].launch.spools
+        node.driver.finish(id, 1)
+        assert await node.cat(f"/task/{id}/exitcode") == "1\n"
+
+    run(tmp_path, test)
+
+
+def test_a_reader_follows_a_task_over_its_restarts(tmp_path):
+    async def test(node):
+        id = await node.started("restart on-failure 1")
+        read = []
+
+        async def reader():
+            read.append(await node.cat(f"/task/{id}/fd/1"))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(reader)
+            node.driver.write(id, 1, b"one\n")
+            node.driver.finish(id, 1)
+            await trio.testing.wait_all_tasks_blocked()
+            assert read == []
+            node.driver.finish(id, 0)
+        assert read == ["one\n"]
+
+    run(tmp_path, test)
+
+
+def test_a_run_too_short_to_be_seen_starting_is_restarted_all_the_same(tmp_path):
+    async def test(node):
+        id = await node.new("cmd /bin/a", "restart on-failure 1")
+        node.driver.exit_early(1)
+        original = node.driver.start
+
+        async def start_then_refuse(launch):
+            pid = await original(launch)
+            node.driver.refuse(ENOENT)
+            return pid
+
+        node.driver.start = start_then_refuse
+        await node.echo("start", f"/task/{id}/ctl")
+        with trio.fail_after(5):
+            assert await node.cat(f"/task/{id}/wait") == "126\n"
+
+    run(tmp_path, test)
