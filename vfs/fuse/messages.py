@@ -322,6 +322,7 @@ def attr(st: StatResult, ino: int) -> bytes:
     )
 
 
+@lru_cache(16)
 def timeout(seconds: float) -> tuple[int, int]:
     """Split a cache time into whole seconds and ns."""
     whole = int(seconds)
@@ -338,6 +339,7 @@ def attr_of_entry(entry: bytes, cache_seconds: float) -> bytes:
     return _attr_head(cache_seconds) + entry[ENTRY_HEAD.size :]
 
 
+@lru_cache(16)
 def _attr_head(cache_seconds: float) -> bytes:
     return ATTR_HEAD.pack(*timeout(cache_seconds), 0) if cache_seconds else UNCACHED
 

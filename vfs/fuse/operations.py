@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from errno import EAGAIN, EBADF, EEXIST, EINVAL, ENFILE, ENOTSUP, ENOTTY, EPERM, ERANGE, ESTALE
-from stat import S_IFDIR, S_ISGID, S_ISUID, S_IXGRP
+from stat import S_IFDIR, S_ISDIR, S_ISGID, S_ISUID, S_IXGRP
 from typing import Any, Final, TypeVar
 
 from vfs.access import check
@@ -51,7 +51,7 @@ from vfs.fuse.messages import (
     statfs_out,
 )
 from vfs.locks import END, READ_LOCK, UNLOCK, WRITE_LOCK, Lock, LockTable, Owner
-from vfs.node import ROOT, Caller, DirEntry, Handle, Node, SetStat, Stat, StatResult, is_dir, node_id
+from vfs.node import ROOT, Caller, DirEntry, Handle, Node, SetStat, Stat, StatResult, node_id
 
 Body = bytes | memoryview | None
 VIEWS = ".views"
@@ -782,7 +782,7 @@ def _attr_seconds(node: Node, st: StatResult) -> float:
     A directory's are trusted even where its name is not: each walk looks the name up and brings them anew, so this
     only saves the kernel from asking again, for every step of every path, before it checks the permission to search.
     """
-    return node.cache_seconds or (DIR_ATTR_SECONDS if is_dir(st) else 0.0)
+    return node.cache_seconds or (DIR_ATTR_SECONDS if S_ISDIR(st.st_mode) else 0.0)
 
 
 def _when(given: int, now_given: int, seconds: int, nanoseconds: int, now: int) -> int | None:
