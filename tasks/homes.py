@@ -31,9 +31,20 @@ class Homes:
         self._sweeping = threading.Lock()
         root.mkdir(mode=0o711, parents=True, exist_ok=True)
         self._retired.mkdir(mode=0o700, exist_ok=True)
+        self.shadowed = False
+        """Whether something else is bound at `/home`."""
         self._taken: set[int] = set()
         self.sweep()
         self._taken = {entry.stat().st_uid for entry in os.scandir(root)} | self._retired_uids()
+
+    def inside(self, user: User) -> str:
+        """Return where a task of `user` finds its home: at `/home/<user>`, or "/" where `shadowed`.
+
+        Without privilege there are no roots of tasks' own, so it is where the host has it.
+        """
+        if not self._privileged:
+            return str(self.path(user))
+        return "/" if self.shadowed else f"/home/{user.name}"
 
     def path(self, user: User) -> Path:
         """Return the home directory of `user` on the host."""

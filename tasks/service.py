@@ -116,7 +116,7 @@ class TaskService:
         number = self.journal.next("task")
         if parent is None:
             user = user or self.homes.new(number)
-            spec = Spec(user=user, cwd=f"/home/{user.name}")
+            spec = Spec(user=user, cwd=self.homes.inside(user))
         else:
             spec = parent.spec.for_child()
         task = Task(number, parent, spec, self.fork(parent), time.time() if now is None else now)
@@ -207,7 +207,7 @@ class TaskService:
             self.untold.pop(task.id, None)
             self._drop_alias(task)
             self._close_fds(task)
-            if task.kind:
+            if task.kind and task.times.started is not None:
                 self.drivers[task.kind].forget(str(task.id))
             shutil.rmtree(self.spools / str(task.id), ignore_errors=True)
             if task.spec.user.home == str(task.id) and not self._home_used(task.spec.user):
@@ -452,11 +452,10 @@ class TaskService:
             namespace=task.namespace,
         )
 
-    @staticmethod
-    def _environment(spec: Spec) -> dict[str, str]:
+    def _environment(self, spec: Spec) -> dict[str, str]:
         return {
             "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin",
-            "HOME": f"/home/{spec.user.name}",
+            "HOME": self.homes.inside(spec.user),
             "USER": spec.user.name,
             "LOGNAME": spec.user.name,
         } | dict(spec.env)

@@ -39,7 +39,7 @@ class Views:
 
     def _build(self, table: BindTable, task: Task) -> Namespace:
         user = task.spec.user
-        if not os.path.isabs(user.home):
+        if not os.path.isabs(user.home) and not table.members("/home"):
             table = table.bind(f"/home/{user.name}", [Member(Origin("home", user.home))])
         return Namespace(self.of(task), label=view_name(task), table=table)
 

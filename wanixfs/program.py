@@ -22,6 +22,7 @@ from vfs.fuse.devfuse import Mount, mounted, unmount
 from vfs.ninep import address
 from vfs.ninep.server import serve as serve_ninep
 from wanixfs.config import Config
+from wanixfs.forgetting import Forgetting
 from wanixfs.house import House
 from wanixfs.notify import notify
 
@@ -64,8 +65,14 @@ async def _serve(config: Config) -> bool:
         async with opened(config) as (house, driver), AsyncExitStack() as stack:
             await _listen(house, stack)
             mount = await _mount(house, driver.vault, stack)
-            if mount is not None and os.geteuid() == 0:
+            if os.geteuid() == 0:
                 _give_roots(house, driver, mount)
+            if mount is not None:
+                nursery = await stack.enter_async_context(trio.open_nursery())
+                stack.callback(nursery.cancel_scope.cancel)
+                forgetting = Forgetting(house, mount)
+                house.service.on_removed.append(forgetting.removed)
+                nursery.start_soon(forgetting.run)
             notify("READY=1")
             log.info("serving", addresses=list(config.listen), mount=str(mount.path) if mount else None)
             number = await anext(signals)
@@ -126,11 +133,15 @@ def _token(path: Path) -> str:
         return token
 
 
-def _give_roots(house: House, driver: LinuxDriver, mount: Mount) -> None:
-    """Let tasks have their namespaces as roots, and those that run already follow theirs again."""
+def _give_roots(house: House, driver: LinuxDriver, mount: Mount | None) -> None:
+    """Let tasks have their namespaces as roots, and those that run already follow theirs again.
+
+    Without a mount a task that has `/task` or the like cannot start: better than one that sees the host's root.
+    """
     state = house.config.state
     driver.roots = Roots(
-        devices={"host": Path("/"), "tmp": state / "tmp", "home": state / "homes"}, views=mount.path / ".views"
+        devices={"host": Path("/"), "tmp": state / "tmp", "home": state / "homes"},
+        views=mount.path / ".views" if mount else None,
     )
     for task in house.service.tasks.values():
         if task.state.live and task.kind == driver.name:
