@@ -7,6 +7,7 @@ import trio
 
 from vfs.control import MAX_LINE, Control, usage
 from vfs.node import ROOT
+from vfs.words import split_commands
 
 
 class Machine:
@@ -140,3 +141,21 @@ def test_reading_gives_the_manual():
         "fail",
     ]
     assert lines[0].endswith("# go on")
+
+
+def test_a_long_line_in_full_writes_is_looked_through_once(monkeypatch):
+    machine = Machine()
+    seen = []
+    monkeypatch.setattr("vfs.control.split_commands", lambda text: seen.append(len(text)) or split_commands(text))
+
+    async def main():
+        handle = await machine.node.open(os.O_WRONLY, ROOT)
+        await handle.write(b"say " + b"a " * 2046, 0)
+        for n in range(1, 100):
+            await handle.write(b"a " * 2048, n * 4096)
+        await handle.write(b"\n", 100 * 4096)
+        handle.close()
+
+    trio.run(main)
+    assert len(machine.done[0]) == 2046 + 99 * 2048
+    assert sum(seen) <= 2 * 101 * 4096

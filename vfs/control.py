@@ -151,9 +151,13 @@ class LineHandle(Handle, Generic[Line]):
 
     async def write(self, data: bytes | memoryview, offset: int, nonblock: bool = False) -> int:
         taken = len(data)
-        text = self._tail + as_text(bytes(data))
-        self._tail = ""
-        await self._run(text, last=taken < WHOLE_WRITE)
+        text = as_text(bytes(data))
+        whole = taken < WHOLE_WRITE or "\n" in text
+        text, self._tail = self._tail + text, ""
+        if not whole and not self._skipping and len(text) <= MAX_LINE:
+            self._tail = text  # no line ends here, and looking for one each time would take the square of the length
+        else:
+            await self._run(text, last=taken < WHOLE_WRITE)
         return taken
 
     async def flush(self) -> None:
