@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
-from errno import EBUSY, EDEADLK, EEXIST, EINVAL, EIO, ENODEV, ENOENT, ENOSPC, ENOTSUP, ESRCH
+from errno import EAGAIN, EBUSY, EDEADLK, EEXIST, EINVAL, EIO, ENODEV, ENOENT, ENOSPC, ENOTSUP, ESRCH
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,7 @@ class TaskService:
         self._exited: dict[int, float] = {}
         self._waiting: dict[int, Task] = {}
         self._launches: dict[int, Launching] = {}
+        self._settling = False
         self._homes_removed = trio.Event()
 
     # Making, finding and removing
@@ -288,6 +289,8 @@ class TaskService:
             task.check_configurable()
             raise OSError(EINVAL, "no command: write `cmd ARGV...` first")
         self._check_order(task)
+        if self._settling:
+            raise OSError(EAGAIN, "the server is being replaced; try again")
         if self._waits_for(task):
             task.become(Event.WAIT)
             self._waiting[task.id] = task
@@ -325,7 +328,7 @@ class TaskService:
                 pending += self._waits_for(other)
 
     def _release_waiting(self) -> None:
-        if self._nursery is None:  # `run` does it again
+        if self._nursery is None or self._settling:  # `run`, of the next server, does it again
             return
         for task in list(self._waiting.values()):
             if task.state is not State.WAITING:
@@ -385,6 +388,12 @@ class TaskService:
             os.close(fd)
         else:
             task.fds.set(STDIN, Terminal(fd))
+
+    async def settle(self) -> None:
+        """Start nothing any more, and return when no start is under way: a start needs this server to its end."""
+        self._settling = True
+        while self._launches:
+            await next(iter(self._launches.values())).done.wait()
 
     async def _driver_for(self, task: Task) -> Driver:
         kind = task.spec.type
@@ -594,7 +603,7 @@ class TaskService:
         if record.state is State.STARTING:
             self._started(record)
         left = record.spec.restarts
-        if exit.code and left and not record.reason and self._nursery is not None:
+        if exit.code and left and not record.reason and self._nursery is not None and not self._settling:
             record.become(Event.RESTART)
             record.spec = replace(record.spec, restarts=left - 1)
             self.record(record, "restarted", {"code": exit.code, "reason": exit.reason, "left": left - 1})

@@ -79,6 +79,7 @@ async def _serve(config: Config) -> bool:
             log.info("stopping", signal=signal.Signals(number).name)
             if number == signal.SIGHUP:
                 notify("RELOADING=1")
+                await house.service.settle()
                 if mount is not None:
                     mount.keep = True
                 return True
@@ -163,7 +164,7 @@ async def _mount(house: House, vault: SupervisorVault, stack: AsyncExitStack) ->
     if left and old != place:
         os.close(left.pop())
         vault.drop(FUSE_KEY)
-    if old is not None and old != place:
+    if old is not None and not left:  # elsewhere, or dead
         record.unlink()
         try:
             unmount(old)

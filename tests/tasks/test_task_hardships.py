@@ -1,7 +1,7 @@
 """What goes wrong around tasks: files open past a removal, full disks, homes too deep, servers that come back."""
 
 import os
-from errno import EBUSY, ENOENT, ENOSPC
+from errno import EAGAIN, EBUSY, ENOENT, ENOSPC
 
 import pytest
 import trio
@@ -307,5 +307,30 @@ def test_a_run_too_short_to_be_seen_starting_is_restarted_all_the_same(tmp_path)
         await node.echo("start", f"/task/{id}/ctl")
         with trio.fail_after(5):
             assert await node.cat(f"/task/{id}/wait") == "126\n"
+
+    run(tmp_path, test)
+
+
+def test_a_server_that_leaves_first_brings_its_starts_to_their_end(tmp_path):
+    async def test(node):
+        held = node.driver.hold_starts()
+        id, late = await node.new("cmd /bin/a"), await node.new("cmd /bin/b")
+        settled = trio.Event()
+
+        async def settle():
+            await node.service.settle()
+            settled.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(node.echo, "start", f"/task/{id}/ctl")
+            await node.driver.start_arrived()
+            nursery.start_soon(settle)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not settled.is_set()
+            assert await errno_of(node.echo("start", f"/task/{late}/ctl")) == EAGAIN
+            held.set()
+            with trio.fail_after(5):
+                await settled.wait()
+        assert await node.cat(f"/task/{id}/status") == "running\n"
 
     run(tmp_path, test)
