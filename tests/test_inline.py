@@ -4,7 +4,7 @@ import pytest
 import trio
 import trio.testing
 
-from vfs.inline import PENDING, park, resume, start
+from vfs.inline import PENDING, Lane, park, resume, start
 from vfs.waiting import Signal
 
 
@@ -87,3 +87,74 @@ def test_watchers_are_called_once():
     signal.notify()
     signal.notify()
     assert calls == [1]
+
+
+def test_a_lane_starts_one_after_another_and_outlives_errors():
+    async def fails():
+        raise OSError(2, "gone")
+
+    lane = Lane()
+    assert lane.start(immediate(1)) == 1
+    with pytest.raises(OSError, match="gone"):
+        lane.start(fails())
+    assert lane.start(immediate(2)) == 2
+
+
+def test_what_waits_leaves_its_lane_and_is_finished_in_a_task():
+    async def main():
+        signals = [Signal(), Signal()]
+
+        async def waits(signal):
+            await signal.wait()
+            await signal.wait()
+            return signal
+
+        lane = Lane()
+        parked = []
+        for signal in signals:
+            assert lane.start(waits(signal)) is PENDING
+            parked.append(lane.waiting)
+            assert lane.start(immediate(3)) == 3
+        got = []
+
+        async def finish(call):
+            got.append(await resume(call))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(finish, parked[1])
+            await trio.testing.wait_all_tasks_blocked()
+            signals[1].notify()
+        assert got == [signals[1]]
+        assert lane.start(immediate(4)) == 4
+        parked[0].close()
+        assert lane.start(immediate(5)) == 5
+
+    trio.run(main)
+
+
+def test_closing_what_waits_runs_its_cleanup():
+    ended = []
+
+    async def waits():
+        try:
+            await park()
+        finally:
+            ended.append(True)
+
+    lane = Lane()
+    assert lane.start(waits()) is PENDING
+    lane.waiting.close()
+    assert ended == [True]
+
+
+def test_a_lane_refuses_a_wait_without_park():
+    async def main():
+        async def forgetful():
+            await trio.lowlevel.checkpoint()
+
+        lane = Lane()
+        with pytest.raises(RuntimeError, match="park"):
+            lane.start(forgetful())
+        assert lane.start(immediate(6)) == 6
+
+    trio.run(main)

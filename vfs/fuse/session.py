@@ -4,7 +4,7 @@ It serves /dev/fuse and a virtqueue alike. A request that can be answered at onc
 that has to wait goes on in a task of its own, with a cancel scope that FUSE_INTERRUPT cancels. None holds up another.
 """
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
 from dataclasses import dataclass
 from errno import EAGAIN, EINTR, EINVAL, EIO, ENOSYS, ENOTSUP, EPROTO
 from functools import partial
@@ -39,7 +39,7 @@ from vfs.fuse.messages import (
     encode,
 )
 from vfs.fuse.operations import Body, Operations
-from vfs.inline import PENDING, resume, start
+from vfs.inline import PENDING, Lane, resume
 from vfs.locks import LockTable
 from vfs.node import Caller, Node
 
@@ -67,6 +67,7 @@ MAX_CALLERS = 1024
 Handler = Callable[..., Coroutine[Any, Any, Body]]
 Decoder = Callable[[memoryview], tuple[Any, ...]]
 _unpack_header = IN_BRIEF.unpack_from
+_LEAST = IN_HEADER.size
 _pack_header = OUT_HEADER.pack
 _HEADER = OUT_HEADER.size
 
@@ -129,6 +130,7 @@ class Session:
         self._stack_depth = stack_depth
         self._max_waiting = max_waiting
         self._waiting: dict[int, Waiting] = {}
+        self._lane = Lane()
         self._callers: dict[bytes, Caller] = {}
         self._transport: Transport | None = None
         self._operations = Operations(
@@ -182,7 +184,7 @@ class Session:
         written to again.
         """
         size = len(frame)
-        if size < IN_HEADER.size:
+        if size < _LEAST:
             return False  # no number to answer to
         length, opcode, unique, nodeid, caller = _unpack_header(frame)
         handler, decode, has_data = self._handlers.get(opcode, UNSERVED)
@@ -191,10 +193,9 @@ class Session:
                 raise OSError(EINVAL, "wrong length, or a number that is in use")
             who = self._callers.get(caller) or self._caller(caller)
             fields = decode(frame)
-            call = handler(nodeid, who, *fields)
-            body = start(call)
+            body = self._lane.start(handler(nodeid, who, *fields))
             if body is PENDING:
-                self._wait(unique, opcode, fields, call, send)
+                self._wait(unique, opcode, fields, self._lane.waiting, send)
                 return has_data and size > COPIED
             if body is not None:
                 reply(send, unique, body)  # type: ignore[arg-type]
@@ -212,7 +213,7 @@ class Session:
         return who
 
     def _wait(
-        self, unique: int, opcode: int, fields: tuple[Any, ...], call: Coroutine[Any, Any, Body], send: Send
+        self, unique: int, opcode: int, fields: tuple[Any, ...], call: Generator[Any, Any, Body], send: Send
     ) -> None:
         if self._transport is None or len(self._waiting) >= self._max_waiting:
             call.close()
@@ -220,7 +221,7 @@ class Session:
         waiting = self._waiting[unique] = Waiting(trio.CancelScope(), opcode, fields[0] if opcode in ON_HANDLE else 0)
         self._transport.spawn(self._finish, unique, waiting, call, send)
 
-    async def _finish(self, unique: int, waiting: Waiting, call: Coroutine[Any, Any, Body], send: Send) -> None:
+    async def _finish(self, unique: int, waiting: Waiting, call: Generator[Any, Any, Body], send: Send) -> None:
         """See a request that waits to its end.
 
         An interrupted one is answered EINTR. If all is ended from outside there is no answer: the kernel keeps the
@@ -248,7 +249,7 @@ class Session:
 
     def _serve(self, opcode: Op, handler: Handler) -> None:
         layout = REQUESTS[opcode]
-        self._handlers[opcode] = (handler, decoder(layout), layout.data)
+        self._handlers[int(opcode)] = (handler, decoder(layout), layout.data)
 
     async def _init(
         self, nodeid: int, who: Caller, major: int, minor: int, readahead: int, flags: int, more: bytes
