@@ -1,7 +1,7 @@
 """The tree of `/task`, in the order `ls` shows it. docs/tree.md restates it for users; a test compares the two."""
 
 import stat as statmod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from errno import ENOENT
@@ -23,10 +23,10 @@ from tasks.task import Task
 from tasks.terminal import Terminal
 from tasks.verbs import TaskVerbs
 from tasks.view import View
-from vfs.control import Control, LineHandle
+from vfs.control import Control, LineHandle, Verbs
 from vfs.directory import Dir, LiveDir
 from vfs.files import ROOT_OWNER, Allocator, Awaited, Link, Synthetic, Text
-from vfs.node import Caller, Handle, Node, no_entry
+from vfs.node import Caller, DirEntry, Handle, Node, no_entry, node_id
 
 MAX_ENV = 1 << 20
 """Bytes of a task's environment at the most, E2BIG beyond."""
@@ -36,7 +36,7 @@ class TaskTree:
     """Makes the nodes of `/task` for a view. Members of the group `makers` may make tasks besides the administrator."""
 
     def __init__(self, service: TaskService, *, makers: int | None = None) -> None:
-        self._service = service
+        self.service = service
         self._makers = makers
 
     def root(self, view: View) -> Node:
@@ -44,7 +44,7 @@ class TaskTree:
         return view.node("task", lambda: self._root(view))
 
     def _root(self, view: View) -> Dir:
-        service = self._service
+        service = self.service
 
         def child(name: str, who: Caller) -> Node:
             if name == "self":
@@ -81,20 +81,20 @@ class TaskTree:
 
     def _create(self, view: View) -> Task:
         if view.task is not None or view.admin:
-            return self._service.create(view.task)
-        return self._service.create(None, user=self._service.homes.by_uid(view.caller.uid))
+            return self.service.create(view.task)
+        return self.service.create(None, user=self.service.homes.by_uid(view.caller.uid))
 
     @staticmethod
-    def _ns_root(view: View, task: Task) -> Node:
+    def ns_root(view: View, task: Task) -> Node:
         """Return the live namespace; inside another one, a directory without content or permissions, so `find` ends."""
         return Dir({}, mode=0) if view.inner else view.views.inner_root(task)
 
     def _seen(self, view: View, number: int) -> bool:
-        task = self._service.tasks.get(number)
+        task = self.service.tasks.get(number)
         return task is not None and view.sees(task)
 
     def _wait_any(self, view: View) -> Awaited:
-        service = self._service
+        service = self.service
         parent = view.task.id if view.task else 0
 
         def text() -> str:
@@ -107,88 +107,25 @@ class TaskTree:
 
     def directory(self, view: View, task: Task) -> Node:
         """Return `/task/<id>` as `view` sees it."""
-        return view.node(f"task/{task.id}", lambda: self._directory(view, task))
+        return view.node(f"task/{task.id}", lambda: TaskDir(self, view, task))
 
-    def _directory(self, view: View, task: Task) -> Dir:
-        service = self._service
-        configure = partial(service.configure, task)
-
-        def fds(who: Caller) -> FdVerbs:
-            return FdVerbs(service, view.acting(who), task)
-
-        return Dir(
-            {
-                "ctl": Control(lambda who: TaskVerbs(service, view.acting(who), task).table(), refusal=task),
-                "id": Text(lambda: str(task.id)),
-                "parent": Text(lambda: str(task.parent.id) if task.parent and view.sees(task.parent) else ""),
-                "type": Text(lambda: task.kind or task.spec.type),
-                "user": Text(lambda: f"{task.spec.user.name} {task.uid} {task.gid}"),
-                "error": Text(lambda: task.error),
-                "reason": Text(lambda: task.reason),
-                "times": Text(lambda: times(task)),
-                "labels": Text(lambda: lines(task.spec.labels)),
-                "children": LiveDir(
-                    lambda: map(str, list(task.children)),
-                    lambda name, who: self._child(view, task, name),
-                    kind=statmod.S_IFDIR,
-                ),
-                "cmd": Text(
-                    lambda: values.command_line(task.spec.argv),
-                    lambda text: configure("cmd", argv=values.command(text)),
-                    mode=0o600,
-                ),
-                "args": Text(
-                    lambda: values.argument_lines(task.spec.argv),
-                    lambda text: configure("args", argv=values.arguments(text)),
-                    mode=0o600,
-                ),
-                "cwd": Text(
-                    lambda: task.spec.cwd, lambda text: configure("cwd", cwd=values.absolute_path(text)), mode=0o600
-                ),
-                "env": EnvFile(service, task),
-                "status": Text(lambda: task.state.shown),
-                "wait": Awaited(lambda: task.ended, lambda: self._tell(task), lambda: task.signal, mode=0o400),
-                "exitcode": Text(lambda: str(task.exit.code) if task.exit else ""),
-                "fd": LiveDir(
-                    lambda: self._fd_names(task),
-                    lambda name, who: self._fd(fds, task, name),
-                    fixed={"ctl": Control(lambda who: fds(who).table(), refusal=task, note=lambda: fd_table(task.fds))},
-                    kind=statmod.S_IFREG,
-                ),
-                "ns": Dir(
-                    {
-                        "ctl": Control(lambda who: NsVerbs(service, view.acting(who), task).table(), refusal=task),
-                        "mounts": Text(lambda: mounts(task.namespace)),
-                        "binds": Text(lambda: binds(task.namespace)),
-                        "dump": Text(lambda: dump(task.namespace.table)),
-                        "root": partial(self._ns_root, view, task),
-                    }
-                ),
-                "stat": Dir({what: Text(partial(self._stat, task, what)) for what in ("mem", "cpu", "io", "pids")}),
-                "home": partial(service.homes.node, task.spec.user),
-                "events": Events(service.journal, service.changes, task=task.id, ended=lambda: task.ended),
-            },
-            mode=0o700,
-            owner=Owned(view, task),
-        )
-
-    def _child(self, view: View, task: Task, name: str) -> Node:
-        child = self._service.find(name, task)
+    def child(self, view: View, task: Task, name: str) -> Node:
+        child = self.service.find(name, task)
         if child is None or child.parent is not task:
             raise no_entry(name)
         return self.directory(view, child)
 
-    def _tell(self, task: Task) -> str:
+    def tell(self, task: Task) -> str:
         if task.exit is None:
             raise OSError(ENOENT, "the task was removed")
-        self._service.untold.get(task.parent.id if task.parent else 0, {}).pop(task.id, None)
+        self.service.untold.get(task.parent.id if task.parent else 0, {}).pop(task.id, None)
         return str(task.exit.code)
 
     @staticmethod
-    def _fd_names(task: Task) -> list[str]:
+    def fd_names(task: Task) -> list[str]:
         return [name for number in task.fds.numbers() for name in (str(number), f"{number}ctl")]
 
-    def _fd(self, fds: Callable[[Caller], FdVerbs], task: Task, name: str) -> Node:
+    def fd(self, fds: Callable[[Caller], FdVerbs], task: Task, name: str) -> Node:
         digits = name.removesuffix("ctl")
         if not (digits.isascii() and digits.isdigit()) or len(digits) > 3 or str(int(digits)) != digits:
             raise no_entry(name)
@@ -203,7 +140,7 @@ class TaskTree:
             return StdinFile(partial(self._stdin, task))
         entry = task.fds.entries.get(number)
         if entry is None or isinstance(entry, Spooled):
-            return SpoolFile(lambda: self._service.spool(task, number))
+            return SpoolFile(lambda: self.service.spool(task, number))
         return Text(lambda: b"", mode=0o400)
 
     @staticmethod
@@ -213,12 +150,115 @@ class TaskTree:
             return None
         return task.fds.stdin()
 
-    async def _stat(self, task: Task, what: str) -> str:
+    async def figures(self, task: Task, what: str) -> str:
         if task.state.live:
-            figures = await self._service.drivers[task.kind].stat(str(task.id), what)
+            figures = await self.service.drivers[task.kind].stat(str(task.id), what)
         else:
             figures = final_figures(task.exit, what)
         return "\n".join(f"{key} {value}" for key, value in figures.items())
+
+
+class TaskDir(Dir):
+    """`/task/<id>` as one view sees it. Its files are made when they are looked up: most never are."""
+
+    __slots__ = ("task", "tree", "view")
+
+    def __init__(self, tree: TaskTree, view: View, task: Task) -> None:
+        super().__init__({}, mode=0o700, owner=Owned(view, task))
+        self.tree = tree
+        self.view = view
+        self.task = task
+
+    async def lookup(self, name: str, who: Caller) -> Node:
+        make = TASK_FILES.get(name)
+        if make is None:
+            raise no_entry(name)
+        return self.adopt(name, make(self))
+
+    async def readdir(self, who: Caller) -> Sequence[DirEntry]:
+        return [
+            DirEntry(name, node_id(self.id, name), statmod.S_IFDIR if name in TASK_DIRECTORIES else statmod.S_IFREG)
+            for name in TASK_FILES
+        ]
+
+    def configure(self, what: str, **fields: object) -> None:
+        self.tree.service.configure(self.task, what, **fields)
+
+    def verbs(self, who: Caller) -> Verbs:
+        return TaskVerbs(self.tree.service, self.view.acting(who), self.task).table()
+
+    def fd_verbs(self, who: Caller) -> FdVerbs:
+        return FdVerbs(self.tree.service, self.view.acting(who), self.task)
+
+    def ns_verbs(self, who: Caller) -> Verbs:
+        return NsVerbs(self.tree.service, self.view.acting(who), self.task).table()
+
+    def parent(self) -> str:
+        parent = self.task.parent
+        return str(parent.id) if parent and self.view.sees(parent) else ""
+
+
+TASK_DIRECTORIES = frozenset({"children", "fd", "ns", "stat", "home"})
+TASK_FILES: Mapping[str, Callable[[TaskDir], Node]] = {
+    "ctl": lambda of: Control(of.verbs, refusal=of.task),
+    "id": lambda of: Text(lambda: str(of.task.id)),
+    "parent": lambda of: Text(of.parent),
+    "type": lambda of: Text(lambda: of.task.kind or of.task.spec.type),
+    "user": lambda of: Text(lambda: f"{of.task.spec.user.name} {of.task.uid} {of.task.gid}"),
+    "error": lambda of: Text(lambda: of.task.error),
+    "reason": lambda of: Text(lambda: of.task.reason),
+    "times": lambda of: Text(lambda: times(of.task)),
+    "labels": lambda of: Text(lambda: lines(of.task.spec.labels)),
+    "children": lambda of: LiveDir(
+        lambda: map(str, list(of.task.children)),
+        lambda name, who: of.tree.child(of.view, of.task, name),
+        kind=statmod.S_IFDIR,
+    ),
+    "cmd": lambda of: Text(
+        lambda: values.command_line(of.task.spec.argv),
+        lambda text: of.configure("cmd", argv=values.command(text)),
+        mode=0o600,
+    ),
+    "args": lambda of: Text(
+        lambda: values.argument_lines(of.task.spec.argv),
+        lambda text: of.configure("args", argv=values.arguments(text)),
+        mode=0o600,
+    ),
+    "cwd": lambda of: Text(
+        lambda: of.task.spec.cwd, lambda text: of.configure("cwd", cwd=values.absolute_path(text)), mode=0o600
+    ),
+    "env": lambda of: EnvFile(of.tree.service, of.task),
+    "status": lambda of: Text(lambda: of.task.state.shown),
+    "wait": lambda of: Awaited(
+        lambda: of.task.ended, lambda: of.tree.tell(of.task), lambda: of.task.signal, mode=0o400
+    ),
+    "exitcode": lambda of: Text(lambda: str(of.task.exit.code) if of.task.exit else ""),
+    "fd": lambda of: LiveDir(
+        lambda: of.tree.fd_names(of.task),
+        lambda name, who: of.tree.fd(of.fd_verbs, of.task, name),
+        fixed={
+            "ctl": Control(lambda who: of.fd_verbs(who).table(), refusal=of.task, note=lambda: fd_table(of.task.fds))
+        },
+        kind=statmod.S_IFREG,
+    ),
+    "ns": lambda of: Dir(
+        {
+            "ctl": Control(of.ns_verbs, refusal=of.task),
+            "mounts": Text(lambda: mounts(of.task.namespace)),
+            "binds": Text(lambda: binds(of.task.namespace)),
+            "dump": Text(lambda: dump(of.task.namespace.table)),
+            "root": lambda: of.tree.ns_root(of.view, of.task),
+        }
+    ),
+    "stat": lambda of: Dir(
+        {what: Text(partial(of.tree.figures, of.task, what)) for what in ("mem", "cpu", "io", "pids")}
+    ),
+    "home": lambda of: of.tree.service.homes.node(of.task.spec.user),
+    "events": lambda of: Events(
+        of.tree.service.journal, of.tree.service.changes, task=of.task.id, ended=lambda: of.task.ended
+    ),
+}
+"""Every file of a task, in the order `ls` shows them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -245,12 +245,18 @@ def test_many_shells_lose_no_task(served, request):
     all_at_once()
 
     def grown():
+        """Return what is more than before: descriptors, memory, children of the supervisor."""
+        found = []
         for pid, (fds, size) in zip(pids, before, strict=True):
-            if len(os.listdir(f"/proc/{pid}/fd")) > fds + 4 or resident(pid) > size * 1.1 + (1 << 20):
-                return True
-        return bool(children_of(supervisor(served.state)))
+            fds_now, size_now = len(os.listdir(f"/proc/{pid}/fd")), resident(pid)
+            if fds_now > fds + 4 or size_now > size * 1.2 + (1 << 20):
+                found.append((pid, fds, fds_now, size, size_now))
+        return found + children_of(pids[1])
 
-    until(lambda: not grown())
+    deadline = time.monotonic() + SECONDS
+    while left := grown():
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
 
 
 def resident(pid):
