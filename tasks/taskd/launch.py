@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from errno import EACCES, EINVAL, EIO, ENOENT, ENOTDIR, EPERM
 
 from tasks.taskd import root, syscalls
-from tasks.taskd.protocol import Message, integer, table, text, texts
+from tasks.taskd.protocol import MAX_MESSAGE, Message, integer, table, text, texts
+from tasks.taskd.stocks import Stocks
 
 MAX_ARGUMENT = 128 << 10  # the kernel's MAX_ARG_STRLEN
 MAX_PATH = 4096
@@ -52,7 +53,7 @@ class Spec:
         "uid",
     )
 
-    def __init__(self, message: Message, fds: Sequence[int]) -> None:
+    def __init__(self, message: Message, fds: Sequence[int], stocks: Stocks | None = None) -> None:
         def fd(source: Message, key: str) -> int:
             return fds[integer(source, key, 0, len(fds) - 1)]
 
@@ -89,7 +90,11 @@ class Spec:
             self.seccomp = bytes.fromhex(text(message, "seccomp", 1 << 16, ""))
         except ValueError:
             raise OSError(EINVAL, "seccomp: not hexadecimal") from None
-        self.plan = root.Plan(table(message, "root")) if message.get("root") is not None else None
+        self.plan = None
+        if message.get("root") is not None:
+            plan = table(message, "root")
+            stock = stocks.of(text(plan, "stock", MAX_MESSAGE)) if stocks and "stock" in plan else None
+            self.plan = root.Plan(plan, stock)
 
 
 def _number(key: str) -> int:
@@ -119,7 +124,8 @@ def spawn(spec: Spec, given: dict[int, int], terminal: int, around: Surroundings
     try:
         flags = 0
         if spec.plan:
-            flags |= syscalls.CLONE_NEWNS | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS
+            flags |= syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS  # and a mount namespace, which its plan will find
+            spec.plan.stock.look()
             init = _spawn_init(around)
         if spec.net == "none":
             flags |= syscalls.CLONE_NEWNET
@@ -138,6 +144,7 @@ def spawn(spec: Spec, given: dict[int, int], terminal: int, around: Surroundings
         if report >= 0:
             os.close(report)
         if spec.plan:
+            spec.plan.stock.unclasp()
             syscalls.setns(around.pid_namespace, syscalls.CLONE_NEWPID)
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     return main, init, status

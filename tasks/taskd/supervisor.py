@@ -29,6 +29,7 @@ from tasks.taskd.processes import descendants
 from tasks.taskd.protocol import Message, integer, text
 from tasks.taskd.root import Plan
 from tasks.taskd.spool import Spool
+from tasks.taskd.stocks import KEEP_SECONDS, Stocks
 from tasks.taskd.vault import Vault
 
 START_DEADLINE = 30.0
@@ -98,6 +99,8 @@ class Supervisor:
         self._output_due = 0.0
         self._output_timer = False
         self._vault = Vault()
+        self._stocks = Stocks()
+        self._stocks_timer = False
         self._server: Channel | None = None
         self._absent_since = time.monotonic()
         self._quitting: Request | None = None
@@ -256,7 +259,8 @@ class Supervisor:
         }, ()
 
     def _start(self, message: Message, fds: Sequence[int], request: Request) -> None:
-        spec = launch.Spec(message, fds)
+        spec = launch.Spec(message, fds, self._stocks)
+        self._expire_stocks_later()
         if self._quitting:
             raise OSError(EBUSY, "shutting down")
         if spec.task in self._tasks:
@@ -299,6 +303,16 @@ class Supervisor:
         for spool in task.spools:
             if spool.source >= 0:
                 self._watch(spool.source, partial(self._pour, task, spool))
+
+    def _expire_stocks_later(self) -> None:
+        if not self._stocks_timer:
+            self._stocks_timer = True
+            self._after(KEEP_SECONDS, self._expire_stocks)
+
+    def _expire_stocks(self) -> None:
+        self._stocks_timer = False
+        if self._stocks.expire():
+            self._expire_stocks_later()
 
     def _open_spools(self, spec: launch.Spec, task: Task, given: dict[int, int], ours: list[int]) -> None:
         """Make a pipe for each file that output goes to; numbers with the same file share it."""

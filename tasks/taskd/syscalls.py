@@ -6,11 +6,13 @@ Numbers at and above 424 are the same on every architecture.
 import ctypes
 import os
 import struct
+from collections.abc import Callable
+from ctypes import c_char_p, c_int, c_size_t, c_uint
+from functools import partial
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_syscall = _libc.syscall
-_syscall.restype = ctypes.c_long
 
+CLONE_PARENT = 0x0000_8000
 CLONE_NEWNS = 0x0002_0000
 CLONE_NEWUTS = 0x0400_0000
 CLONE_NEWIPC = 0x0800_0000
@@ -31,14 +33,32 @@ RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_IN_ROOT = 0x02, 0x04, 0x10
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NAME, PR_SET_SECCOMP = 1, 4, 15, 22
 PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 36, 38
 
-_FSOPEN, _FSCONFIG, _FSMOUNT, _FSOPEN_CLOEXEC, _FSMOUNT_CLOEXEC = 430, 431, 432, 1, 1
+_FSOPEN_CLOEXEC, _FSMOUNT_CLOEXEC = 1, 1
 _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 1, 6
-_OPEN_TREE, _MOVE_MOUNT, _CLONE3, _CLOSE_RANGE, _OPENAT2, _MOUNT_SETATTR = 428, 429, 435, 436, 437, 442
-_PIVOT_ROOT = 41 if os.uname().machine == "aarch64" else 155
 _CLOSE_RANGE_CLOEXEC = 4
 _SPLICE_F_NONBLOCK = 2
 _FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2
 _SECCOMP_MODE_FILTER = 2
+
+
+def _system_call(
+    number: int, *types: type[c_int] | type[c_uint] | type[c_size_t] | type[c_char_p]
+) -> Callable[..., int]:
+    """Return the system call as a function of arguments of these types."""
+    return partial(ctypes.CFUNCTYPE(ctypes.c_long, ctypes.c_long, *types, use_errno=True)(("syscall", _libc)), number)
+
+
+_fd, _path, _flags, _bytes, _size = c_int, c_char_p, c_uint, c_char_p, c_size_t
+_open_tree = _system_call(428, _fd, _path, _flags)
+_move_mount = _system_call(429, _fd, _path, _fd, _path, _flags)
+_fsopen = _system_call(430, _path, _flags)
+_fsconfig = _system_call(431, _fd, _flags, _path, _path, c_int)
+_fsmount = _system_call(432, _fd, _flags, _flags)
+_clone3 = _system_call(435, _bytes, _size)
+_close_range = _system_call(436, _flags, _flags, _flags)
+_openat2 = _system_call(437, _fd, _path, _bytes, _size)
+_mount_setattr = _system_call(442, _fd, _path, _flags, _bytes, _size)
+_pivot_root = _system_call(41 if os.uname().machine == "aarch64" else 155, _path, _path)
 
 
 def _check(result: int, what: str) -> int:
@@ -48,23 +68,16 @@ def _check(result: int, what: str) -> int:
     return result
 
 
-def _call(number: int, what: str, *args: "int | ctypes.c_char_p | ctypes.c_void_p") -> int:
-    return _check(_syscall(ctypes.c_long(number), *[ctypes.c_long(a) if isinstance(a, int) else a for a in args]), what)
-
-
-def _path(path: str) -> ctypes.c_char_p:
-    return ctypes.c_char_p(os.fsencode(path))
-
-
 def clone3(flags: int, *, cgroup: int = -1) -> int:
     """fork(2) with namespace flags, born inside the cgroup v2 directory `cgroup`; returns the pid, 0 in the child.
 
     Only for a single-threaded caller: the interpreter's own fork hooks do not run.
     """
+    exit_signal = 0 if flags & CLONE_PARENT else 17  # SIGCHLD; a sibling takes the caller's own
     if cgroup >= 0:
         flags |= CLONE_INTO_CGROUP
-    args = struct.pack("11Q", flags, 0, 0, 0, 17, 0, 0, 0, 0, 0, max(cgroup, 0))  # 17: SIGCHLD
-    return _call(_CLONE3, "clone3", ctypes.c_char_p(args), len(args))
+    args = struct.pack("11Q", flags, 0, 0, 0, exit_signal, 0, 0, 0, 0, 0, max(cgroup, 0))
+    return _check(_clone3(args, len(args)), "clone3")
 
 
 def unshare(flags: int) -> None:
@@ -90,12 +103,12 @@ def seccomp(program: bytes) -> None:
 
 def close_on_exec_from(first: int) -> None:
     """Mark every descriptor from `first` up close-on-exec."""
-    _call(_CLOSE_RANGE, "close_range", first, 0xFFFF_FFFF, _CLOSE_RANGE_CLOEXEC)
+    _check(_close_range(first, 0xFFFF_FFFF, _CLOSE_RANGE_CLOEXEC), "close_range")
 
 
 def close_from(first: int) -> None:
     """Close every descriptor from `first` up."""
-    _call(_CLOSE_RANGE, "close_range", first, 0xFFFF_FFFF, 0)
+    _check(_close_range(first, 0xFFFF_FFFF, 0), "close_range")
 
 
 def splice(pipe: int, file: int, offset: int, size: int) -> int:
@@ -126,38 +139,43 @@ def umount(target: str, flags: int = 0) -> None:
 
 
 def pivot_root(new: str, old: str) -> None:
-    _call(_PIVOT_ROOT, "pivot_root", _path(new), _path(old))
+    _check(_pivot_root(os.fsencode(new), os.fsencode(old)), "pivot_root")
 
 
 def open_tree(directory: int, path: str, flags: int) -> int:
-    return _call(_OPEN_TREE, f"open_tree {path}", directory, _path(path), flags | OPEN_TREE_CLOEXEC)
+    return _check(_open_tree(directory, os.fsencode(path), flags | OPEN_TREE_CLOEXEC), f"open_tree {path}")
 
 
-def move_mount(mount_fd: int, directory: int, path: str = "") -> None:
-    """Attach a detached mount at `path` below `directory`, or onto `directory` itself."""
-    flags = MOVE_MOUNT_F_EMPTY_PATH | (0 if path else MOVE_MOUNT_T_EMPTY_PATH)
-    _call(_MOVE_MOUNT, f"move_mount {path}", mount_fd, _path(""), directory, _path(path), flags)
+def move_mount(mount: int, directory: int, path: str = "", *, name: str = "") -> None:
+    """Attach a detached mount at `path` below `directory`, or onto `directory` itself.
+
+    With `name` it is the mount of that name below `mount`, which is taken away there.
+    """
+    flags = (0 if name else MOVE_MOUNT_F_EMPTY_PATH) | (0 if path else MOVE_MOUNT_T_EMPTY_PATH)
+    moved = _move_mount(mount, os.fsencode(name), directory, os.fsencode(path), flags)
+    _check(moved, f"move_mount {path}")
 
 
 def mount_setattr(mount_fd: int, attributes: int, *, recursive: bool = False) -> None:
     """Add `attributes` to a mount (and those below) and make it private: no mount is shared with elsewhere."""
     args = struct.pack("4Q", attributes, 0, MS_PRIVATE, 0)
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
-    _call(_MOUNT_SETATTR, "mount_setattr", mount_fd, _path(""), flags, ctypes.c_char_p(args), len(args))
+    _check(_mount_setattr(mount_fd, b"", flags, args, len(args)), "mount_setattr")
 
 
 def new_mount(kind: str, attributes: int, **options: str) -> int:
     """Return a detached mount of a new filesystem."""
-    context = _call(_FSOPEN, f"fsopen {kind}", _path(kind), _FSOPEN_CLOEXEC)
+    context = _check(_fsopen(kind.encode(), _FSOPEN_CLOEXEC), f"fsopen {kind}")
     try:
         for key, value in options.items():
-            _call(_FSCONFIG, f"{kind} {key}", context, _FSCONFIG_SET_STRING, _path(key), _path(value), 0)
-        _call(_FSCONFIG, f"{kind} create", context, _FSCONFIG_CMD_CREATE, 0, 0, 0)
-        return _call(_FSMOUNT, f"fsmount {kind}", context, _FSMOUNT_CLOEXEC, attributes)
+            done = _fsconfig(context, _FSCONFIG_SET_STRING, key.encode(), value.encode(), 0)
+            _check(done, f"{kind} {key}")
+        _check(_fsconfig(context, _FSCONFIG_CMD_CREATE, None, None, 0), f"{kind} create")
+        return _check(_fsmount(context, _FSMOUNT_CLOEXEC, attributes), f"fsmount {kind}")
     finally:
         os.close(context)
 
 
 def openat2(directory: int, path: str, flags: int, resolve: int) -> int:
     how = struct.pack("3Q", flags | os.O_CLOEXEC, 0, resolve)
-    return _call(_OPENAT2, f"open {path}", directory, _path(path), ctypes.c_char_p(how), len(how))
+    return _check(_openat2(directory, os.fsencode(path), how, len(how)), f"open {path}")

@@ -22,7 +22,7 @@ from tasks.drivers.linux import procstat
 from tasks.drivers.linux.cgroup import Cgroups, Group, Hierarchy, hierarchies
 from tasks.drivers.linux.client import Client, connect, ensure
 from tasks.drivers.linux.live import LiveRoot
-from tasks.drivers.linux.roots import Holder, Roots, root_of
+from tasks.drivers.linux.roots import Holder, Roots, root_of, stocked
 from tasks.drivers.linux.seccomp import FILTER
 from tasks.drivers.linux.vault import SupervisorVault
 from tasks.taskd.protocol import Message
@@ -78,7 +78,7 @@ class LinuxDriver:
                     async with launch.namespace.hold() as table:
                         if launch.uid:
                             message["seccomp"] = FILTER
-                        message["root"] = await root_of(holder, launch.namespace, table, self.roots)
+                        message["root"] = stocked(await root_of(holder, launch.namespace, table, self.roots))
                         self._follow(holder, launch.namespace, self.roots)
                         started = await self._client.call("start", fds, **message)
                 else:

@@ -9,7 +9,7 @@ import trio
 from ns.namespace import Change, Namespace
 from ns.table import BindTable
 from tasks.drivers.linux.client import Client
-from tasks.drivers.linux.roots import Difference, Holder, Roots, difference, root_of
+from tasks.drivers.linux.roots import Difference, Holder, Roots, difference, root_of, view_path
 from tasks.taskd.protocol import Message
 
 log: Callable[..., object] = structlog.get_logger("linux").error
@@ -64,7 +64,8 @@ class LiveRoot:
         if not (drop or steps):
             return
         try:
-            root = {"drop": drop, "steps": steps, "grows": grows}
+            view = view_path(self._holder, self._roots)
+            root = {"drop": drop, "steps": steps, "grows": grows, "view": view}
             await self._client.call("graft", task=self._holder.task, root=root)
         except OSError as error:
             if error.errno != ESRCH:

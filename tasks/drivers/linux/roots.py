@@ -1,5 +1,6 @@
 """From a namespace to mounts: what the kernel can bind itself it binds, the rest comes from the server's own mount."""
 
+import json
 import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -55,7 +56,21 @@ async def root_of(holder: Holder, namespace: Namespace, table: BindTable, roots:
         steps.append({"kind": "bind", "at": home, "path": str(holder.home)})
     steps.sort(key=lambda step: str(step["at"]).rstrip("/").count("/"))
     steps += [{"kind": "mask", "at": path} for path in table.hidden_paths()]
-    return {"steps": steps, "grows": "/" not in bound}
+    return {"steps": steps, "grows": "/" not in bound, "view": view_path(holder, roots)}
+
+
+def view_path(holder: Holder, roots: Roots) -> str:
+    """Return where the server's mount shows the task's namespace; "" without a mount."""
+    return f"{roots.views}/{holder.task}" if roots.views else ""
+
+
+def stocked(root: Message) -> Message:
+    """Return the same root with the steps that tasks alike have in common apart, as a text by which they are known."""
+    steps = root["steps"]
+    assert isinstance(steps, list)
+    common = [step for step in steps if step["kind"] == "device" or "inode" in step]
+    numbers = {id(step): number for number, step in enumerate(common)}
+    return {**root, "steps": [numbers.get(id(step), step) for step in steps], "stock": json.dumps({"steps": common})}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +96,7 @@ def difference(before: Message, after: Message) -> Difference:
     if "/" in changed:
         raise OSError(EBUSY, "the root of a running task cannot be replaced")
     drop = [path for path, steps in reversed(old.items()) if _within(path, changed) for _ in steps]
-    shown = {path for path in changed & new.keys() if any("view" in step for step in new[path])}
+    shown = {path for path in changed & new.keys() if any(step["kind"] == "view" for step in new[path])}
     now = [step for path, steps in new.items() if _within(path, changed - shown) for step in steps]
     late = [step for path, steps in new.items() if _within(path, shown) for step in steps]
     return Difference(drop, [step for step in now if step not in late], late, bool(after["grows"]))
@@ -108,7 +123,8 @@ async def _steps(
     device, inner = member.origin
     if len(members) == 1:
         if device == "dev" and not inner:
-            return [{"kind": "dev", "at": path}]
+            devices: Iterator[Message] = ({"kind": "device", "at": f"{path}/{name}", "name": name} for name in DEVICES)
+            return [{"kind": "dev", "at": path}, *devices]
         if device == "etc" and not member.dir:
             return [{"kind": "file", "at": path, "text": await _text(member, namespace)}]
         base = Path("/") if device == "dev" and inner in DEVICES else roots.devices.get(device)
@@ -119,8 +135,7 @@ async def _steps(
         what = " + ".join(str(each.origin) for each in members)
         raise OSError(ENOTSUP, f"bind {what} {path}: only the server's mount can show this, and it has none")
     readonly = all(each.readonly for each in members)
-    view = f"{roots.views}/{holder.task}{path}"
-    return [{"kind": "bind", "at": path, "path": view, "readonly": readonly, "view": True}]
+    return [{"kind": "view", "at": path, "readonly": readonly}]
 
 
 def _host_binds(path: str, member: Member, where: Path) -> Iterator[Message]:
