@@ -36,9 +36,9 @@ BUFFER = MAX_IO + 8192
 """The largest request: a write of MAX_IO, its headers, and what the kernel asks to be to spare."""
 TURN = 64
 """Requests that are answered before other tasks get a turn."""
-ALONE = 8
-"""Requests to wait for without trying to read first, once a read has found none: a single client always asks after it
-was answered, and a read in vain costs a third of the whole."""
+ALONE = 32
+"""Requests in a row, at the most, that are waited for without trying to read first. A single client asks only after it
+was answered, so a try is in vain, at a third of a request's price. The more tries were, the rarer the next is."""
 PROBE_SECONDS = 2.0
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -215,17 +215,18 @@ async def _answer(fd: int, receive: Callable[..., bool], send: Callable[..., Non
     buffers = [buffer]
     readv = os.readv
     idle = Idle(fd)
-    alone = 0
+    alone = waits = 0
     while True:
         for _ in range(TURN):
-            if alone:
-                alone -= 1
-                idle.pause()
+            if waits:
+                waits -= 1
+                await idle.readable()
+            else:
+                alone >>= 1
             try:
                 size = readv(fd, buffers)
             except BlockingIOError:
-                alone = ALONE
-                await idle.readable()
+                alone = waits = min(4 * alone + 2, ALONE)
             except OSError as error:
                 if error.errno in (ENODEV, ECONNABORTED):
                     return

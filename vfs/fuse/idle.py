@@ -28,14 +28,10 @@ class Idle:
         except (AttributeError, ValueError):  # another trio; a descriptor that is too large for select(2)
             pass
 
-    def pause(self) -> bool:
-        """Wait for up to a moment if no other task can run; returns whether `fd` is readable and no other is."""
-        if self._watched and not self._runnable:
-            ready, _, _ = select.select(self._watched, (), (), MOMENT)
-            return ready == [self._fd]
-        return False
-
     async def readable(self) -> None:
         """Return when `fd` may be readable."""
-        if not self.pause():
-            await trio.lowlevel.wait_readable(self._fd)
+        if self._watched and not self._runnable:
+            ready, _, _ = select.select(self._watched, (), (), MOMENT)
+            if ready == [self._fd]:
+                return
+        await trio.lowlevel.wait_readable(self._fd)

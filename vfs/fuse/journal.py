@@ -13,6 +13,7 @@ was cut short by death has kind 0, which is where reading stops.
 import mmap
 import os
 from collections.abc import Iterator
+from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path
 from struct import Struct
 from typing import NamedTuple
@@ -110,8 +111,7 @@ class Journal:
         fresh = self.path.with_name(self.path.name + ".new")
         fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            os.ftruncate(fd, size)
-            mapped = mmap.mmap(fd, size)
+            mapped = _room(fd, size)
         finally:
             os.close(fd)
         mapped[: len(live)] = live
@@ -152,3 +152,17 @@ class Journal:
                 self.files.pop(fields[0], None)
             else:
                 self.agreed = Agreed(*fields)
+
+
+def _room(fd: int, size: int) -> mmap.mmap:
+    """Map `size` bytes of a file whose blocks are there for certain: writing to a hole of a full disk is SIGBUS.
+
+    Memory instead where the disk is full: then a killed server's mount is not taken up again, and that is all.
+    """
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except OSError as error:
+        if error.errno not in (ENOSPC, EDQUOT, EFBIG):
+            raise
+        return mmap.mmap(-1, size)
+    return mmap.mmap(fd, size)
