@@ -121,7 +121,9 @@ class House:
             return {task.spec.user.home: task for task in tasks if not os.path.isabs(task.spec.user.home)}
 
         def home(name: str, who: Caller) -> Node:
-            task = users().get(name)
+            task = self.service.find(name, None)  # whom the home was made for; when it is gone, whoever still has it
+            if task is None or task.spec.user.home != name or not view.sees(task):
+                task = users().get(name)
             if task is None:
                 raise no_entry(name)
             return self.homes.node(task.spec.user)

@@ -130,6 +130,12 @@ class Client:
                 await trio.lowlevel.wait_writable(self._channel.fileno())
                 self._channel.flush()
 
+    def _end(self, why: str) -> None:
+        """Nothing more will come: whoever waits for a reply gets ECONNRESET."""
+        self._lost = self._lost or why
+        for reply in self._waiting.values():
+            reply.arrived.set()
+
     async def _read(self, on_lost: Callable[[str], None]) -> None:
         """Take replies and events until the connection ends, then end everybody's wait."""
         try:
@@ -176,4 +182,5 @@ async def connect(
             yield client
             nursery.cancel_scope.cancel()
     finally:
+        client._end("disconnected")
         client._channel.close()
