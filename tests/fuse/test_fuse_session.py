@@ -19,6 +19,7 @@ from vfs.fuse import messages
 from vfs.fuse.devfuse import sender
 from vfs.fuse.messages import IN_HEADER, REQUESTS, Op
 from vfs.fuse.session import Session, Transport
+from vfs.inline import start
 from vfs.locks import LockTable
 from vfs.memory import MemoryTree
 from vfs.node import Handle, node_id
@@ -820,3 +821,40 @@ def test_any_bytes_are_survived(data: bytes):
     session.receive(memoryview(data), kernel.take)
     assert len(kernel.replies) <= 1
     session.close()
+
+
+def test_packed_attributes_are_those_of_the_node_after_every_change(kernel, memory):
+    nodeid, fh = kernel.create("f")
+    node = memory.root.entries["f"]
+    chmod = messages.SETATTR_IN.pack(messages.Fattr.MODE, 0, 0, 0, 0, 0, 0o600, 0, 0)
+    shrink = messages.SETATTR_IN.pack(messages.Fattr.SIZE, 3, 0, 0, 0, 0, 0, 0, 0)
+    times = messages.SETATTR_IN.pack(messages.Fattr.ATIME | messages.Fattr.MTIME, 0, 5, 6, 7, 8, 0, 0, 0)
+    keep_size = struct.pack("=QQQI4x", fh, 0, 100_000, 1)
+    too_much = struct.pack("=QQQI4x", fh, 0, 1 << 20, 1)
+    changes = [
+        (Op.WRITE, nodeid, kernel.write(fh, b"hello")),
+        (Op.READ, nodeid, kernel.read(fh)),
+        (Op.SETATTR, nodeid, chmod),
+        (Op.SETATTR, nodeid, shrink),
+        (Op.SETATTR, nodeid, times),
+        (Op.READ, nodeid, kernel.read(fh)),
+        (Op.FALLOCATE, nodeid, keep_size),
+        (Op.FALLOCATE, nodeid, too_much),
+        (Op.LINK, 1, struct.pack("=Q", nodeid) + b"second\0"),
+        (Op.RENAME, 1, struct.pack("=Q", 1) + b"second\0" + b"third\0"),
+        (Op.UNLINK, 1, b"third\0"),
+    ]
+    memory.max_bytes = memory.used + 200_000  # the last allocation is refused, maybe half done
+    seen = set()
+    for op, target, body in changes:
+        for _ in range(2):  # so that they are packed, and taken from there
+            assert kernel.lookup("f") == nodeid
+            kernel.ok(Op.GETATTR, nodeid, bytes(16))
+        kernel.ask(op, target, body)
+        told = kernel.ok(Op.GETATTR, nodeid, bytes(16))[16:]
+        found = kernel.ok(Op.LOOKUP, 1, b"f\0")[40:]
+        assert kernel.ok(Op.GETATTR, nodeid, bytes(16))[16:] == told == found
+        node.told = None
+        assert told == messages.attr(start(node.stat()), nodeid), Op(op).name
+        seen.add(told)
+    assert len(seen) >= len(changes) - 1  # only the refused allocation may change nothing
