@@ -109,6 +109,8 @@ class Surroundings:
     def __init__(self) -> None:
         self.null = os.open("/dev/null", os.O_RDWR)
         self.alive = os.pidfd_open(os.getpid())
+        self.life, self.lifeline = os.pipe()
+        """The first ends with the supervisor, who alone has the other."""
         self.pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY)
         self.open_files = resource.getrlimit(resource.RLIMIT_NOFILE)
 
@@ -119,19 +121,15 @@ def spawn(spec: Spec, given: dict[int, int], terminal: int, around: Surroundings
     `given` maps its descriptor numbers to open descriptors, `terminal` is the slave side of its terminal or -1.
     The status pipe ends without a byte once exec succeeded; otherwise it holds what `failure` reads.
     """
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    unblocked = syscalls.set_signal_mask(syscalls.ALL_SIGNALS)
     init, status, report = 0, -1, -1
     try:
-        flags = 0
         if spec.plan:
-            flags |= syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS  # and a mount namespace, which its plan will find
             spec.plan.stock.look()
             init = _spawn_init(around)
-        if spec.net == "none":
-            flags |= syscalls.CLONE_NEWNET
         status, report = os.pipe()  # only now: pid 1 must not have it
         os.set_blocking(status, False)
-        main = syscalls.clone3(flags, cgroup=spec.cgroup)
+        main = syscalls.clone3(0, cgroup=spec.cgroup)
         if main == 0:
             _child(spec, given, terminal, around, report)
     except OSError:
@@ -146,7 +144,7 @@ def spawn(spec: Spec, given: dict[int, int], terminal: int, around: Surroundings
         if spec.plan:
             spec.plan.stock.unclasp()
             syscalls.setns(around.pid_namespace, syscalls.CLONE_NEWPID)
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        syscalls.set_signal_mask(unblocked)
     return main, init, status
 
 
@@ -155,12 +153,13 @@ def graft(plan: root.Plan, main: int, around: Surroundings) -> tuple[int, int]:
     task = os.pidfd_open(main)
     status, report = os.pipe()
     os.set_blocking(status, False)
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    unblocked = syscalls.set_signal_mask(syscalls.ALL_SIGNALS)
     try:
         child = syscalls.clone3(syscalls.CLONE_NEWNS)
         if child == 0:
             try:
                 gc.disable()
+                os.close(around.lifeline)
                 _die_with(around)
                 plan.graft(task)
             except BaseException as error:
@@ -173,7 +172,7 @@ def graft(plan: root.Plan, main: int, around: Surroundings) -> tuple[int, int]:
     finally:
         os.close(report)
         os.close(task)
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        syscalls.set_signal_mask(unblocked)
     return child, status
 
 
@@ -190,27 +189,13 @@ def failure(report: bytes) -> OSError:
 def _spawn_init(around: Surroundings) -> int:
     """Open a pid namespace for the next child and start its pid 1; the caller returns to its own namespace.
 
-    Pid 1 reaps by ignoring SIGCHLD and otherwise only exists: when it is killed, the kernel kills all the others, and
-    it can be waited for only once they are gone. It is this program's fork only until it has become sleep(1), which is
-    five times smaller.
+    Pid 1 reaps by ignoring SIGCHLD and otherwise only exists, for as long as the supervisor does: when it is killed,
+    the kernel kills all the others, and it can be waited for only once they are gone. It is a shell because that is
+    everywhere, small, and can be started without a copy of our memory.
     """
     syscalls.unshare(syscalls.CLONE_NEWPID)
-    init = syscalls.clone3(0)
-    if init:
-        return init
-    try:
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-        os.setsid()
-        _die_with(around)
-        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
-        syscalls.close_from(0)
-        try:
-            os.execve("/bin/sleep", ["sleep", "infinity"], {})
-        except OSError:
-            while True:
-                signal.pause()
-    finally:
-        os._exit(125)
+    streams = [(os.POSIX_SPAWN_DUP2, around.life, 0), (os.POSIX_SPAWN_CLOSE, 1), (os.POSIX_SPAWN_CLOSE, 2)]
+    return os.posix_spawn("/bin/sh", ["sh", "-c", "trap '' CHLD; read _"], {}, file_actions=streams, setsid=True)
 
 
 def _die_with(around: Surroundings) -> None:
@@ -226,6 +211,7 @@ def _child(spec: Spec, given: dict[int, int], terminal: int, around: Surrounding
     """Become the task's main process. Never returns."""
     try:
         gc.disable()  # it would touch, and so copy, every object there is
+        os.close(around.lifeline)
         wanted = {0: around.null, 1: around.null, 2: around.null, **given}
         above = max(wanted) + 1  # out of the way of the task's own numbers
         report = fcntl.fcntl(report, fcntl.F_DUPFD_CLOEXEC, above)
@@ -244,6 +230,10 @@ def _become(spec: Spec, given: dict[int, int], terminal: int, around: Surroundin
         os.write(fd, b"0")
     if spec.nice:
         os.setpriority(os.PRIO_PROCESS, 0, spec.nice)
+    apart = syscalls.CLONE_NEWNET if spec.net == "none" else 0
+    if spec.plan:
+        apart |= syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS  # its plan finds it a mount namespace
+    syscalls.unshare(apart)
     if spec.net == "none":
         _raise_loopback()
     if spec.plan:
@@ -263,7 +253,7 @@ def _become(spec: Spec, given: dict[int, int], terminal: int, around: Surroundin
     _enter(spec.cwd)
     if spec.seccomp:
         syscalls.seccomp(spec.seccomp)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    syscalls.set_signal_mask(syscalls.NO_SIGNALS)
     _exec(spec.argv, spec.env)
 
 

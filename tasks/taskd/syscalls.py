@@ -39,6 +39,9 @@ _CLOSE_RANGE_CLOEXEC = 4
 _SPLICE_F_NONBLOCK = 2
 _FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2
 _SECCOMP_MODE_FILTER = 2
+_SIG_SETMASK = 2
+
+NO_SIGNALS, ALL_SIGNALS = bytes(128), b"\xff" * 128  # of type sigset_t
 
 
 def _system_call(
@@ -94,6 +97,16 @@ def prctl(option: int, value: int, more: "int | ctypes.c_void_p" = 0) -> None:
     _check(_libc.prctl(option, ctypes.c_ulong(value), third, zero, zero), f"prctl {option}")
 
 
+def set_signal_mask(mask: bytes) -> bytes:
+    """Block the signals of a sigset_t and no others; return the mask that it replaces.
+
+    The signal module does the same, but makes an object of every signal.
+    """
+    before = ctypes.create_string_buffer(len(mask))
+    _libc.pthread_sigmask(_SIG_SETMASK, mask, before)
+    return before.raw
+
+
 def seccomp(program: bytes) -> None:
     """Install a classic BPF program (8 bytes an instruction) as this process's system call filter. Cannot be undone."""
     code = ctypes.create_string_buffer(program, len(program))
@@ -104,11 +117,6 @@ def seccomp(program: bytes) -> None:
 def close_on_exec_from(first: int) -> None:
     """Mark every descriptor from `first` up close-on-exec."""
     _check(_close_range(first, 0xFFFF_FFFF, _CLOSE_RANGE_CLOEXEC), "close_range")
-
-
-def close_from(first: int) -> None:
-    """Close every descriptor from `first` up."""
-    _check(_close_range(first, 0xFFFF_FFFF, 0), "close_range")
 
 
 def splice(pipe: int, file: int, offset: int, size: int) -> int:
