@@ -40,6 +40,7 @@ TERM_GRACE = 5.0
 """Seconds between SIGTERM and SIGKILL of a task whose time is up."""
 MAX_DEPTH = 256
 """Generations of processes that are searched for a task's main one."""
+ENDING = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGKILL})
 CANNOT_START = 126
 """The exit code of a task that was to start later and could not (as shells say it)."""
 
@@ -517,6 +518,8 @@ class TaskService:
             self.end(task, Exit(128 + number, "cancelled before it started"))
             return
         driver = self.driver(task)
+        if number in ENDING:
+            task.spec = replace(task.spec, restarts=0)  # who ends a task does not want it back
         self.record(task, "signal", {"signal": signal.Signals(number).name if number < 32 else str(number)})
         await park()
         await driver.kill(str(task.id), number)
@@ -653,6 +656,8 @@ class TaskService:
             self.record(record, kind, detail)
             if kind == "oom":
                 record.reason = record.error = "out of memory"
+            elif kind == "trap":
+                record.reason, record.error = "trap", str(detail["error"])
 
     def lost(self, reason: str) -> None:
         for task in list(self.tasks.values()):

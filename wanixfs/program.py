@@ -18,8 +18,10 @@ from tasks.drivers.linux.driver import LinuxDriver
 from tasks.drivers.linux.driver import opened as linux_driver
 from tasks.drivers.linux.roots import Roots
 from tasks.drivers.linux.vault import SupervisorVault
+from tasks.drivers.wasi.driver import WasiDriver
 from vfs.fuse.devfuse import Mount, mounted, unmount
 from vfs.ninep import address
+from vfs.ninep.server import Server
 from vfs.ninep.server import serve as serve_ninep
 from wanixfs.config import Config
 from wanixfs.forgetting import Forgetting
@@ -95,7 +97,10 @@ async def opened(config: Config) -> AsyncIterator[tuple[House, LinuxDriver]]:
         house = House(config, nursery)
         async with linux_driver(config.state, house.service) as driver:
             try:
-                await house.open({driver.name: driver}, driver.vault)
+                files = Server(locks=house.locks)
+                await nursery.start(files.run)
+                wasi = WasiDriver(driver, house.service, files, config.state / "wasm")
+                await house.open({driver.name: driver, wasi.name: wasi}, driver.vault)
                 await nursery.start(house.service.run)
                 yield house, driver
             except Exception:

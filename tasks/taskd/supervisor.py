@@ -31,6 +31,7 @@ from tasks.taskd.root import Plan
 from tasks.taskd.spool import Spool
 from tasks.taskd.stocks import KEEP_SECONDS, Stocks
 from tasks.taskd.vault import Vault
+from tasks.taskd.zygote import Zygote, Zygotes
 
 START_DEADLINE = 30.0
 OUTPUT_INTERVAL = 0.005
@@ -101,6 +102,8 @@ class Supervisor:
         self._vault = Vault()
         self._stocks = Stocks()
         self._stocks_timer = False
+        self._zygotes = Zygotes()
+        self._warming: dict[Zygote, list[Request]] = {}
         self._server: Channel | None = None
         self._absent_since = time.monotonic()
         self._quitting: Request | None = None
@@ -286,7 +289,11 @@ class Supervisor:
             self._open_spools(spec, task, given, ours)
             if spec.sweep >= 0:
                 task.sweep = os.dup(spec.sweep)
-            task.main, task.init, task.status = launch.spawn(spec, given, terminal, self._around)
+            if "warm" in message:
+                program = tuple(protocol.texts(message, "warm", launch.MAX_PATH))
+                task.main, task.status = self._zygotes.spawn(program, message, fds, given, terminal)
+            else:
+                task.main, task.init, task.status = launch.spawn(spec, given, terminal, self._around)
         except OSError:
             self._close(task)
             raise
@@ -332,6 +339,35 @@ class Supervisor:
             task.spools.append(Spool(numbers, source, kept, spec.spool_limit))
             for number in numbers:
                 given[number] = write_end
+
+    def _warm(self, message: Message, fds: Sequence[int], request: Request) -> Reply | None:
+        """Start a program that tasks can be forked from, and answer when it is ready."""
+        program = tuple(protocol.texts(message, "program", launch.MAX_PATH))
+        if not program:
+            raise OSError(EINVAL, "no program")
+        zygote = self._zygotes.get(program)
+        if zygote.ready:
+            return {}, ()
+        self._warming.setdefault(zygote, []).append(request)
+        if len(self._warming[zygote]) == 1:
+            self._watch(zygote.fileno(), lambda _: self._warmed(zygote))
+            self._after(START_DEADLINE, lambda: self._warmed(zygote, late=True))
+        return None
+
+    def _warmed(self, zygote: Zygote, *, late: bool = False) -> None:
+        if zygote not in self._warming:
+            return
+        self._unwatch(zygote.fileno())
+        outcome: Message | OSError = {}
+        try:
+            if late:
+                raise OSError(ETIMEDOUT, "the program did not become warm")
+            zygote.greet()
+        except OSError as error:
+            outcome = error
+            zygote.end()
+        for request in self._warming.pop(zygote):
+            self._answer(request, outcome)
 
     def _graft(self, message: Message, fds: Sequence[int], request: Request) -> None:
         task = self._task(message)
@@ -407,6 +443,7 @@ class Supervisor:
 
     def _quit_if_idle(self) -> None:
         if self._quitting and not self._mains and not self._inits and all(t.exit for t in self._tasks.values()):
+            self._zygotes.end()
             self._answer(self._quitting, {})
             self._done = True
 
@@ -455,6 +492,9 @@ class Supervisor:
                 task = self._inits.pop(pid)
                 task.init = 0
                 self._finish(task)
+            elif zygote := self._zygotes.by_pid(pid):
+                self._warmed(zygote, late=True)
+                self._zygotes.ended(zygote)
 
     def _main_ended(self, task: Task, status: int, usage: resource.struct_rusage) -> None:
         if task.status >= 0:
@@ -516,7 +556,7 @@ class Supervisor:
         if task.isolated:
             return []
         # Every living main process is a subreaper, so what hangs below us directly was left by one that ended.
-        known = self._mains.keys() | self._inits.keys() | self._grafts.keys()
+        known = self._mains.keys() | self._inits.keys() | self._grafts.keys() | self._zygotes.pids()
         return descendants([os.getpid()], without=known)
 
     def _remove(self, task: Task) -> None:
@@ -598,6 +638,7 @@ OPERATIONS: dict[str, Operation] = {
     "hello": Supervisor._hello,
     "list": Supervisor._list,
     "start": Supervisor._start,
+    "warm": Supervisor._warm,
     "graft": Supervisor._graft,
     "kill": Supervisor._kill,
     "pids": Supervisor._pids,

@@ -10,7 +10,7 @@ import hashlib
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from errno import EEXIST, EINVAL, ENOTSUP, ESRCH
 from pathlib import Path
 
@@ -28,6 +28,18 @@ from tasks.drivers.linux.vault import SupervisorVault
 from tasks.taskd.protocol import Message
 
 SIGKILL, SIGCONT, SIGSTOP = 9, 18, 19
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Warm:
+    """A task that a warm program becomes, instead of executing one (see `tasks.taskd.zygote`).
+
+    `program` is that program's command line; `fds` and `fields` go to it beside what every task has.
+    """
+
+    program: Sequence[str]
+    fds: Mapping[str, int]
+    fields: Mapping[str, object]
 
 
 class LinuxDriver:
@@ -62,7 +74,8 @@ class LinuxDriver:
     def supervisor_pid(self) -> int:
         return self._client.pid
 
-    async def start(self, launch: Launch) -> int:
+    async def start(self, launch: Launch, warm: Warm | None = None) -> int:
+        """Start a task; with `warm` it has no root of its own. EAGAIN unless that program is warm (`warm_up`)."""
         task = launch.id
         if task in self._known:
             raise OSError(EEXIST, "a task of this id is known")
@@ -73,7 +86,13 @@ class LinuxDriver:
         try:
             message, fds = self._message(launch, group, opened, made)
             with trio.CancelScope(shield=True):  # the supervisor's own deadline ends it
-                if launch.namespace and self.roots:
+                if warm:
+                    message |= {"warm": list(warm.program), "seccomp": FILTER if launch.uid else "", **warm.fields}
+                    for name, fd in warm.fds.items():
+                        fds.append(fd)
+                        message[name] = len(fds) - 1
+                    started = await self._client.call("start", fds, **message)
+                elif launch.namespace and self.roots:
                     holder = Holder(task=task, user=launch.user, home=launch.home, uid=launch.uid)
                     async with launch.namespace.hold() as table:
                         if launch.uid:
@@ -95,6 +114,10 @@ class LinuxDriver:
             for fd in opened:
                 os.close(fd)
         return _integer(started["pid"])
+
+    async def warm_up(self, program: Sequence[str]) -> None:
+        """Have the supervisor start a warm program, unless it runs, and wait until it is ready. EIO if it fails."""
+        await self._client.call("warm", program=list(program))
 
     def follow(self, launch: Launch) -> None:
         """Let a recovered task's mounts follow its namespace again. Of the launch only who and where is looked at."""

@@ -1,0 +1,190 @@
+"""The process of one WASI task: from the fork of the zygote to its exit code.
+
+Everything that needs privileges or the file system happens first; then the
+process gives up both and looks at the module's code only afterwards. `start`
+is answered once the module is ready to run.
+"""
+
+import fcntl
+import gc
+import os
+import resource
+import select
+import signal
+import socket
+import termios
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from errno import EINVAL, EIO, ENOEXEC, ENOMEM, EPERM, ESTALE
+from typing import NoReturn
+
+import wasmtime
+
+from tasks.drivers.wasi.client import Client
+from tasks.drivers.wasi.names import ERROR, ROOT
+from tasks.drivers.wasi.preview1 import PREOPENED, Preview1
+from tasks.taskd import syscalls
+from tasks.taskd.protocol import Message, integer, table, text, texts
+
+TRAPPED = 128 + signal.SIGABRT
+MAX_TABLE = 10_000_000
+MAX_TRAP = 64 << 10
+MAX_REASON = 500
+MAX_ARGUMENT = 128 << 10
+MAX_ID = (1 << 32) - 2
+
+
+def run(message: Message, fds: Sequence[int], engine: wasmtime.Engine, supervisor: int, empty: int) -> NoReturn:
+    """Be the task that `message` describes; its descriptors are named by their indices in `fds`.
+
+    `supervisor` is a pidfd of the process to die with, `empty` an empty directory for a root.
+    """
+    report = fds[integer(message, "report", 0, len(fds) - 1)]
+    try:
+        gc.disable()  # it would touch, and so copy, every object there is
+        above = max(2, *map(int, table(message, "fds"))) + 1  # out of the way of the task's own numbers
+        report = fcntl.fcntl(report, fcntl.F_DUPFD_CLOEXEC, above)
+        task = _prepare(message, fds, engine, above=above, kept=(supervisor, empty, report))
+    except BaseException as error:
+        reason = error.strerror if isinstance(error, OSError) else repr(error)
+        number = (isinstance(error, OSError) and error.errno) or EIO
+        os.write(report, number.to_bytes(4, "little") + str(reason).encode("utf-8", "replace")[:MAX_REASON])
+        os._exit(125)
+    os.close(report)
+    os._exit(task.run())
+
+
+def _prepare(
+    message: Message, fds: Sequence[int], engine: wasmtime.Engine, *, above: int, kept: tuple[int, int, int]
+) -> "Task":
+    """Return the task, ready to run. `above` is the least number that is not the task's."""
+    supervisor, empty, report = kept
+
+    def sent(table: Message, key: str) -> int:
+        return fds[integer(table, key, 0, len(fds) - 1)]
+
+    numbered = table(message, "fds")
+    given = {int(number): sent(numbered, number) for number in numbered}
+    if PREOPENED in given:
+        raise OSError(EINVAL, f"descriptor {PREOPENED} of a WASI task is its root")
+    missing = {0, 1, 2} - given.keys()
+    os.setsid()
+    join = table(message, "join")
+    for group in join:
+        os.write(sent(join, group), b"0")
+    if nice := integer(message, "nice", -20, 19, 0):
+        os.setpriority(os.PRIO_PROCESS, 0, nice)
+    if "terminal" in message:
+        fcntl.ioctl(sent(message, "terminal"), termios.TIOCSCTTY, 0)
+    code, files, supervisor, empty = (
+        fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above)
+        for fd in (sent(message, "module"), sent(message, "files"), supervisor, empty)
+    )
+    moved = {number: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for number, fd in given.items()}
+    for number, fd in moved.items():
+        os.dup2(fd, number)
+    if missing:
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        for number in missing:
+            os.dup2(null, number)
+    numbers = sorted(missing | given.keys())
+    _close_but(sorted([*numbers, report, code, files, supervisor, empty]))
+    module = _load(engine, code)  # keeps the file open, to map its data from
+    os.close(code)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.umask(0o022)
+    _give_up(message, empty)
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)  # a change of uid clears it, so only now
+    if select.select([supervisor], [], [], 0)[0]:
+        os._exit(125)
+    os.close(supervisor)
+    os.close(empty)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # so that every signal acts at once, whatever the module does
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    return Task(message, engine, module, Client(socket.socket(fileno=files)), numbers)
+
+
+def _give_up(message: Message, empty: int) -> None:
+    """Give up the file system and every privilege."""
+    uid, gid = integer(message, "uid", 0, MAX_ID), integer(message, "gid", 0, MAX_ID)
+    if os.geteuid() == 0:
+        os.fchdir(empty)
+        os.chroot(".")
+        os.setgroups([])
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+    elif (uid, gid) != (os.geteuid(), os.getegid()):
+        raise OSError(EPERM, "only root starts tasks of other users")
+    syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # nobody's other tasks look into it
+    if code := bytes.fromhex(text(message, "seccomp", 1 << 16, "")):
+        syscalls.seccomp(code)
+
+
+def _load(engine: wasmtime.Engine, code: int) -> wasmtime.Module:
+    """Map compiled code. ESTALE where it is another machine's or wasmtime's."""
+    try:
+        return wasmtime.Module.deserialize_file(engine, f"/proc/self/fd/{code}")
+    except wasmtime.WasmtimeError as error:
+        raise OSError(ESTALE, str(error)) from error
+
+
+def _close_but(kept: Sequence[int]) -> None:
+    low = 0
+    for number in kept:
+        if low < number:
+            os.closerange(low, number)
+        low = number + 1
+    syscalls.close_from(low)
+
+
+class Task:
+    """A module that is ready to run. Raises OSError where it can't be made so: ENOEXEC, ENOMEM."""
+
+    def __init__(
+        self,
+        message: Message,
+        engine: wasmtime.Engine,
+        module: wasmtime.Module,
+        client: Client,
+        given: Sequence[int],
+    ) -> None:
+        environment = table(message, "env")
+        env = {name: text(environment, name, MAX_ARGUMENT) for name in environment}
+        args = texts(message, "argv", MAX_ARGUMENT)
+        memory = integer(message, "memory", 0, 1 << 62, 0)
+        self._store = wasmtime.Store(engine)
+        self._store.set_limits(memory_size=memory or -1, table_elements=MAX_TABLE)
+        self._client = client
+        root = client.attach(ROOT)
+        self._world = Preview1(self._store, client, root=root, args=args, env=env, given=given)
+        linker = wasmtime.Linker(engine)
+        self._world.define(linker)
+        try:
+            start = linker.instantiate(self._store, module).exports(self._store)["_start"]
+        except (wasmtime.Trap, wasmtime.WasmtimeError) as error:
+            raise OSError(ENOMEM if "exceeds memory limits" in str(error) else ENOEXEC, str(error)) from error
+        assert isinstance(start, wasmtime.Func)
+        self._start = start
+
+    def run(self) -> int:
+        """Run the module to its end and return its exit code, unless it exits by itself."""
+        code = 0
+        try:
+            self._start(self._store)
+        except (wasmtime.Trap, wasmtime.WasmtimeError) as error:
+            code = self._trapped(str(error))
+        except BaseException:
+            code = self._trapped(f"the runner failed: {traceback.format_exc()}")
+        self._world.close()
+        return code
+
+    def _trapped(self, text: str) -> int:
+        """Say why the task ends; the server has it when this returns."""
+        with suppress(OSError):
+            fid = self._client.attach(ERROR)
+            self._client.open(fid, os.O_WRONLY)
+            self._client.write(fid, 0, text.encode(errors="replace")[:MAX_TRAP])
+            self._client.clunk(fid)
+        return TRAPPED
