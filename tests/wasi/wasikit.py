@@ -12,10 +12,10 @@ from pathlib import Path
 
 import trio
 import wasmtime
-from tasks_household import Household
 
 from tasks.drivers.wasi.abi import MODULE, SIGNATURES
 from tasks.task import Task
+from tests.tasks.tasks_household import Household
 from wanixfs.config import Config
 from wanixfs.program import opened
 

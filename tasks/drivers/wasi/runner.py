@@ -31,6 +31,7 @@ TRAPPED = 128 + signal.SIGABRT
 MAX_TABLE = 10_000_000
 MAX_TRAP = 64 << 10
 MAX_REASON = 500
+MAX_NUMBER = (1 << 31) - 1
 MAX_ARGUMENT = 128 << 10
 MAX_ID = (1 << 32) - 2
 
@@ -136,7 +137,7 @@ def _close_but(kept: Sequence[int]) -> None:
         if low < number:
             os.closerange(low, number)
         low = number + 1
-    syscalls.close_from(low)
+    os.closerange(low, MAX_NUMBER)
 
 
 class Task:
