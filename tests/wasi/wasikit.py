@@ -4,6 +4,7 @@ A `Program` is a list of WASI calls; the module made of it carries them out, kee
 its memory to stdout, where the test reads what each call answered.
 """
 
+import os
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,6 +17,8 @@ import wasmtime
 from tasks.drivers.wasi.abi import MODULE, SIGNATURES
 from tasks.task import Task
 from tests.tasks.tasks_household import Household
+from vfs.node import ROOT
+from vfs.walk import open_path
 from wanixfs.config import Config
 from wanixfs.program import opened
 
@@ -179,6 +182,15 @@ class Node(Household):  # type: ignore[misc]
 
     def record(self, task: str) -> Task:
         return self.service.tasks[int(task)]  # type: ignore[no-any-return]
+
+    async def said(self, task: str, text: str) -> None:
+        """Wait until a task has written this, first of all, to its stderr."""
+        _, handle = await open_path(self.root(), f"/task/{task}/fd/2", os.O_RDONLY, ROOT)
+        found = b""
+        while len(found) < len(text):
+            found += bytes(await handle.read(len(text), len(found)))
+        handle.close()
+        assert found.decode() == text
 
     async def end(self, task: str) -> Ended:
         """Wait for a task's end."""
