@@ -2,7 +2,7 @@
 
 import ctypes
 import os
-from errno import EINTR
+from errno import EAGAIN, EINTR
 from functools import lru_cache
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -51,14 +51,14 @@ def _failed(what: str) -> OSError:
 
 
 def openat2(dir_fd: int, name: str, flags: int, resolve: int) -> int:
-    """openat2(2), without creating."""
+    """openat2(2), without creating. Tried again where a rename elsewhere made the kernel unsure (EAGAIN)."""
     path = os.fsencode(name)
     how = ctypes.byref(_how(flags, resolve))
     while True:
         fd: int = _syscall(_SYS_OPENAT2, dir_fd, path, how, 24)
         if fd >= 0:
             return fd
-        if ctypes.get_errno() != EINTR:
+        if ctypes.get_errno() not in (EINTR, EAGAIN):
             raise _failed("openat2")
 
 
