@@ -26,6 +26,7 @@ MAX_ARGUMENT = 128 << 10  # the kernel's MAX_ARG_STRLEN
 MAX_PATH = 4096
 MAX_NUMBER = 1023
 MAX_ID = (1 << 32) - 2
+INIT = ["/usr/bin/env", "--ignore-signal=CHLD", "/bin/cat"]
 DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 
@@ -190,12 +191,14 @@ def _spawn_init(around: Surroundings) -> int:
     """Open a pid namespace for the next child and start its pid 1; the caller returns to its own namespace.
 
     Pid 1 reaps by ignoring SIGCHLD and otherwise only exists, for as long as the supervisor does: when it is killed,
-    the kernel kills all the others, and it can be waited for only once they are gone. It is a shell because that is
-    everywhere, small, and can be started without a copy of our memory.
+    the kernel kills all the others, and it can be waited for only once they are gone. It is cat because that is
+    everywhere, small, and can be started without a copy of our memory; env makes it ignore the signal, which shells
+    will not.
     """
     syscalls.unshare(syscalls.CLONE_NEWPID)
-    streams = [(os.POSIX_SPAWN_DUP2, around.life, 0), (os.POSIX_SPAWN_CLOSE, 1), (os.POSIX_SPAWN_CLOSE, 2)]
-    return os.posix_spawn("/bin/sh", ["sh", "-c", "trap '' CHLD; read _"], {}, file_actions=streams, setsid=True)
+    streams = [(os.POSIX_SPAWN_DUP2, around.life, 0)]
+    streams += [(os.POSIX_SPAWN_DUP2, around.null, number) for number in (1, 2)]
+    return os.posix_spawn(INIT[0], INIT, {}, file_actions=streams, setsid=True)
 
 
 def _die_with(around: Surroundings) -> None:
