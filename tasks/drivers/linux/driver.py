@@ -87,7 +87,7 @@ class LinuxDriver:
             message, fds = self._message(launch, group, opened, made)
             with trio.CancelScope(shield=True):  # the supervisor's own deadline ends it
                 if warm:
-                    message |= {"warm": list(warm.program), "seccomp": FILTER if launch.uid else "", **warm.fields}
+                    message |= {"warm": list(warm.program), **warm.fields}
                     for name, fd in warm.fds.items():
                         fds.append(fd)
                         message[name] = len(fds) - 1

@@ -7,7 +7,9 @@ back to `clone`, whose flags can be looked at (seccomp(2), bpf(4)).
 
 import os
 import struct
+from collections.abc import Mapping
 from errno import ENOSYS, EPERM
+from types import MappingProxyType
 
 _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _DENIED = {  # number on x86_64, number on aarch64
@@ -61,8 +63,13 @@ _NUMBER, _ARCHITECTURE, _ARGUMENT_0, _ARGUMENT_1 = 0, 4, 16, 24  # offsets in st
 _ALLOW = 0x7FFF_0000
 
 
-def filter_program(machine: str = os.uname().machine) -> bytes:
-    """Return the filter as classic BPF, 8 bytes an instruction; b"" for a machine whose numbers are not known here."""
+def filter_program(
+    machine: str = os.uname().machine, *, also: Mapping[str, tuple[int, int]] = MappingProxyType({})
+) -> bytes:
+    """Return the filter as classic BPF, 8 bytes an instruction; b"" for a machine whose numbers are not known here.
+
+    `also` are further calls to refuse, each with its number on x86_64 and on aarch64.
+    """
     if machine not in _ARCHITECTURES:
         return b""
     column = list(_ARCHITECTURES).index(machine)
@@ -80,7 +87,7 @@ def filter_program(machine: str = os.uname().machine) -> bytes:
     emit(_LOAD, _NUMBER)
     emit(_JUMP_ABOVE, _X32, otherwise=1)
     refuse(EPERM)
-    for numbers in _DENIED.values():
+    for numbers in (*_DENIED.values(), *also.values()):
         emit(_JUMP_EQUAL, numbers[column], otherwise=1)
         refuse(EPERM)
     emit(_JUMP_EQUAL, _CLONE3, otherwise=1)

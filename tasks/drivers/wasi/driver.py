@@ -19,6 +19,7 @@ from pathlib import Path
 from ns.namespace import Namespace
 from tasks.drivers.base import Exit, Launch, Limits, Listener
 from tasks.drivers.linux.driver import LinuxDriver, Warm
+from tasks.drivers.linux.seccomp import filter_program
 from tasks.drivers.wasi import zygote
 from tasks.drivers.wasi.modules import Modules
 from tasks.drivers.wasi.names import ERROR, ROOT
@@ -32,6 +33,22 @@ PROGRAM = (sys.executable, "-I", zygote.__file__)
 OVERHEAD = 64 << 20
 """Bytes that a runner may need beside the module's memory, at most: the task's group is limited to both together."""
 MAX_ERROR = 64 << 10
+FILTER = filter_program(
+    also={  # a runner has all that it needs: nothing to execute, to start, to look into or to connect to
+        "execve": (59, 221),
+        "execveat": (322, 281),
+        "fork": (57, 220),
+        "vfork": (58, 220),
+        "clone": (56, 220),
+        "ptrace": (101, 117),
+        "process_vm_readv": (310, 270),
+        "process_vm_writev": (311, 271),
+        "pidfd_getfd": (438, 438),
+        "socket": (41, 198),
+        "connect": (42, 203),
+        "bind": (49, 200),
+    }
+).hex()
 
 
 class WasiDriver:
@@ -100,7 +117,7 @@ class WasiDriver:
             warm = Warm(
                 program=PROGRAM,
                 fds={"module": code, "files": theirs.fileno()},
-                fields={"memory": memory or 0},
+                fields={"memory": memory or 0, "seccomp": FILTER},
             )
             env = {"PWD": launch.cwd, **launch.env}
             limits = self._around(launch.limits)

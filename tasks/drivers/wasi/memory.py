@@ -14,10 +14,11 @@ MAX_VECTORS = 1024
 
 
 class Memory:
-    """The memory of the module that calls. `enter` first: a memory that has grown may have moved."""
+    """The memory of the module that calls, in `store`. `enter` first: a memory that has grown may have moved."""
 
-    def __init__(self, store: wasmtime.Store) -> None:
-        self._store = store
+    store: wasmtime.Store
+
+    def __init__(self) -> None:
         self._export: wasmtime.Memory | None = None
         self._size = -1
         self._view = memoryview(b"")
@@ -29,9 +30,9 @@ class Memory:
             if not isinstance(export, wasmtime.Memory):
                 return
             self._export = export
-        size = self._export.data_len(self._store)
+        size = self._export.data_len(self.store)
         if size != self._size:
-            address = ctypes.addressof(self._export.data_ptr(self._store).contents) if size else 0
+            address = ctypes.addressof(self._export.data_ptr(self.store).contents) if size else 0
             self._view = memoryview((ctypes.c_ubyte * size).from_address(address) if size else b"").cast("B")
             self._size = size
 

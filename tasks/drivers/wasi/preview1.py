@@ -75,13 +75,27 @@ _MASKS = {"u": 0xFFFF_FFFF, "p": 0xFFFF_FFFF, "L": (1 << 64) - 1, "S": -1}
 
 
 class Preview1:
-    """The world of one module: its arguments, environment and descriptors.
+    """The world of one module: its arguments, environment and descriptors, from `begin` on."""
 
-    `root` is the fid of the namespace's root, `given` are the descriptors of this process that are the task's;
-    the root takes the number 3 among them.
-    """
+    def __init__(self) -> None:
+        self._memory = Memory()
+        self._client: Client
+        self._args: list[bytes] = []
+        self._env: list[bytes] = []
+        self._table: dict[int, Descriptor] = {}
+        self._next = PREOPENED
+        self._free: list[int] = []
 
-    def __init__(
+    def define(self, engine: wasmtime.Engine) -> wasmtime.Linker:
+        """Return a linker that has all of the functions. It takes long, so it is done before there is a task."""
+        linker = wasmtime.Linker(engine)
+        for name, kinds in SIGNATURES.items():
+            results = [] if name == "proc_exit" else [wasmtime.ValType.i32()]
+            kind = wasmtime.FuncType([_TYPES[letter]() for letter in kinds], results)
+            linker.define_func(MODULE, name, kind, self._entry(getattr(self, name), kinds), access_caller=True)
+        return linker
+
+    def begin(
         self,
         store: wasmtime.Store,
         client: Client,
@@ -91,21 +105,17 @@ class Preview1:
         env: Mapping[str, str],
         given: Sequence[int],
     ) -> None:
-        self._memory = Memory(store)
+        """Become the world of a task, once.
+
+        `root` is the fid of the namespace's root, which takes the number 3; `given` are the descriptors of this process
+        that are the task's.
+        """
+        self._memory.store = store
         self._client = client
         self._args = [os.fsencode(word) + b"\0" for word in args]
         self._env = [os.fsencode(f"{name}={value}") + b"\0" for name, value in env.items()]
-        self._table: dict[int, Descriptor] = {number: HostFile(number) for number in given}
+        self._table = {number: HostFile(number) for number in given}
         self._table[PREOPENED] = TreeDirectory(client, root, ALL_RIGHTS, ALL_RIGHTS, preopened=b"/")
-        self._next = PREOPENED
-        self._free: list[int] = []
-
-    def define(self, linker: wasmtime.Linker) -> None:
-        """Give a linker all of the functions."""
-        for name, kinds in SIGNATURES.items():
-            results = [] if name == "proc_exit" else [wasmtime.ValType.i32()]
-            kind = wasmtime.FuncType([_TYPES[letter]() for letter in kinds], results)
-            linker.define_func(MODULE, name, kind, self._entry(getattr(self, name), kinds), access_caller=True)
 
     def _entry(self, function: Callable[..., None], kinds: str) -> Callable[..., int]:
         masks = [_MASKS[letter] for letter in kinds]

@@ -16,12 +16,14 @@ import termios
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from errno import EINVAL, EIO, ENOEXEC, ENOMEM, EPERM, ESTALE
 from typing import NoReturn
 
 import wasmtime
 
 from tasks.drivers.wasi.client import Client
+from tasks.drivers.wasi.engine import new_engine
 from tasks.drivers.wasi.names import ERROR, ROOT
 from tasks.drivers.wasi.preview1 import PREOPENED, Preview1
 from tasks.taskd import syscalls
@@ -36,17 +38,33 @@ MAX_ARGUMENT = 128 << 10
 MAX_ID = (1 << 32) - 2
 
 
-def run(message: Message, fds: Sequence[int], engine: wasmtime.Engine, supervisor: int, empty: int) -> NoReturn:
-    """Be the task that `message` describes; its descriptors are named by their indices in `fds`.
+@dataclass(frozen=True)
+class Surroundings:
+    """What is the same for every task and made before the first: see `surroundings`."""
 
-    `supervisor` is a pidfd of the process to die with, `empty` an empty directory for a root.
-    """
+    engine: wasmtime.Engine
+    world: Preview1
+    linker: wasmtime.Linker
+    supervisor: int
+    """A pidfd of the process to die with."""
+    empty: int
+    """An empty directory for a root."""
+
+
+def surroundings(supervisor: int, empty: int) -> Surroundings:
+    engine = new_engine()
+    world = Preview1()
+    return Surroundings(engine, world, world.define(engine), supervisor, empty)
+
+
+def run(message: Message, fds: Sequence[int], around: Surroundings) -> NoReturn:
+    """Be the task that `message` describes; its descriptors are named by their indices in `fds`."""
     report = fds[integer(message, "report", 0, len(fds) - 1)]
     try:
         gc.disable()  # it would touch, and so copy, every object there is
         above = max(2, *map(int, table(message, "fds"))) + 1  # out of the way of the task's own numbers
         report = fcntl.fcntl(report, fcntl.F_DUPFD_CLOEXEC, above)
-        task = _prepare(message, fds, engine, above=above, kept=(supervisor, empty, report))
+        task = _prepare(message, fds, around, above, report)
     except BaseException as error:
         reason = error.strerror if isinstance(error, OSError) else repr(error)
         number = (isinstance(error, OSError) and error.errno) or EIO
@@ -56,11 +74,8 @@ def run(message: Message, fds: Sequence[int], engine: wasmtime.Engine, superviso
     os._exit(task.run())
 
 
-def _prepare(
-    message: Message, fds: Sequence[int], engine: wasmtime.Engine, *, above: int, kept: tuple[int, int, int]
-) -> "Task":
+def _prepare(message: Message, fds: Sequence[int], around: Surroundings, above: int, report: int) -> "Task":
     """Return the task, ready to run. `above` is the least number that is not the task's."""
-    supervisor, empty, report = kept
 
     def sent(table: Message, key: str) -> int:
         return fds[integer(table, key, 0, len(fds) - 1)]
@@ -80,7 +95,7 @@ def _prepare(
         fcntl.ioctl(sent(message, "terminal"), termios.TIOCSCTTY, 0)
     code, files, supervisor, empty = (
         fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above)
-        for fd in (sent(message, "module"), sent(message, "files"), supervisor, empty)
+        for fd in (sent(message, "module"), sent(message, "files"), around.supervisor, around.empty)
     )
     moved = {number: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for number, fd in given.items()}
     for number, fd in moved.items():
@@ -91,7 +106,7 @@ def _prepare(
             os.dup2(null, number)
     numbers = sorted(missing | given.keys())
     _close_but(sorted([*numbers, report, code, files, supervisor, empty]))
-    module = _load(engine, code)  # keeps the file open, to map its data from
+    module = _load(around.engine, code)  # keeps the file open, to map its data from
     os.close(code)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.umask(0o022)
@@ -103,7 +118,7 @@ def _prepare(
     os.close(empty)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # so that every signal acts at once, whatever the module does
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    return Task(message, engine, module, Client(socket.socket(fileno=files)), numbers)
+    return Task(message, around, module, Client(socket.socket(fileno=files)), numbers)
 
 
 def _give_up(message: Message, empty: int) -> None:
@@ -146,7 +161,7 @@ class Task:
     def __init__(
         self,
         message: Message,
-        engine: wasmtime.Engine,
+        around: Surroundings,
         module: wasmtime.Module,
         client: Client,
         given: Sequence[int],
@@ -155,15 +170,14 @@ class Task:
         env = {name: text(environment, name, MAX_ARGUMENT) for name in environment}
         args = texts(message, "argv", MAX_ARGUMENT)
         memory = integer(message, "memory", 0, 1 << 62, 0)
-        self._store = wasmtime.Store(engine)
+        self._store = wasmtime.Store(around.engine)
         self._store.set_limits(memory_size=memory or -1, table_elements=MAX_TABLE)
         self._client = client
         root = client.attach(ROOT)
-        self._world = Preview1(self._store, client, root=root, args=args, env=env, given=given)
-        linker = wasmtime.Linker(engine)
-        self._world.define(linker)
+        self._world = around.world
+        self._world.begin(self._store, client, root=root, args=args, env=env, given=given)
         try:
-            start = linker.instantiate(self._store, module).exports(self._store)["_start"]
+            start = around.linker.instantiate(self._store, module).exports(self._store)["_start"]
         except (wasmtime.Trap, wasmtime.WasmtimeError) as error:
             raise OSError(ENOMEM if "exceeds memory limits" in str(error) else ENOEXEC, str(error)) from error
         assert isinstance(start, wasmtime.Func)

@@ -14,7 +14,6 @@ from errno import EPROTO
 sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))))
 
 from tasks.drivers.wasi import runner
-from tasks.drivers.wasi.engine import new_engine
 from tasks.taskd import syscalls
 from tasks.taskd.protocol import FDS_SPACE, MAX_PACKET, Message, encode, integer, received_fds, text, unpack
 from tasks.taskd.zygote import SOCKET_NUMBER
@@ -22,9 +21,7 @@ from tasks.taskd.zygote import SOCKET_NUMBER
 
 def serve(sock: socket.socket) -> None:
     """Fork on request until the supervisor is gone."""
-    engine = new_engine()
-    supervisor = os.pidfd_open(os.getppid())
-    empty = _empty_directory()
+    around = runner.surroundings(os.pidfd_open(os.getppid()), _empty_directory())
     gc.collect()
     gc.freeze()  # stays shared with the tasks
     sock.sendall(encode({"ready": True}))
@@ -37,7 +34,7 @@ def serve(sock: socket.socket) -> None:
             message, fds = unpack(packet, fds)
             pid = _fork(message, fds)
             if pid == 0:
-                runner.run(message, fds, engine, supervisor, empty)
+                runner.run(message, fds, around)
             reply: Message = {"pid": pid}
         except OSError as error:
             reply = {"errno": error.errno or EPROTO, "error": error.strerror or str(error)}
