@@ -294,9 +294,13 @@ class Cgroups:
 
     def make(self, task: str) -> Group:
         """Make a task's group."""
-        for place, _ in self._places:
-            (place / task).mkdir(exist_ok=True)
-        return Group(task, [(place / task, hierarchy) for place, hierarchy in self._places])
+        places = [(place / task, hierarchy) for place, hierarchy in self._places]
+        for directory, _ in places:
+            try:
+                os.mkdir(directory)
+            except FileExistsError:
+                continue
+        return Group(task, places)
 
     def find(self, task: str) -> Group | None:
         """Return the group that a task has, as far as it is still there."""

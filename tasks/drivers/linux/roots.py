@@ -127,10 +127,10 @@ async def _steps(
             return [{"kind": "dev", "at": path}, *devices]
         if device == "etc" and not member.dir:
             return [{"kind": "file", "at": path, "text": await _text(member, namespace)}]
-        base = Path("/") if device == "dev" and inner in DEVICES else roots.devices.get(device)
-        if base is not None:
-            where = base / "dev" / inner if device == "dev" else base / inner
-            return list(_host_binds(path, member, where))
+        if device == "dev" and inner in DEVICES:
+            return list(_host_binds(path, member, f"/dev/{inner}"))
+        if (base := roots.devices.get(device)) is not None:
+            return list(_host_binds(path, member, os.path.join(base, inner) if inner else str(base)))
     if roots.views is None:
         what = " + ".join(str(each.origin) for each in members)
         raise OSError(ENOTSUP, f"bind {what} {path}: only the server's mount can show this, and it has none")
@@ -138,10 +138,10 @@ async def _steps(
     return [{"kind": "view", "at": path, "readonly": readonly}]
 
 
-def _host_binds(path: str, member: Member, where: Path) -> Iterator[Message]:
+def _host_binds(path: str, member: Member, where: str) -> Iterator[Message]:
     """Yield the bind of a host file or directory, and those of the mounts below it that its tree shows."""
     node = member.node
-    step: Message = {"kind": "bind", "at": path, "path": str(where), "readonly": member.readonly}
+    step: Message = {"kind": "bind", "at": path, "path": where, "readonly": member.readonly}
     yield step | _identity(node)
     if isinstance(node, MountedAbove):
         prefix = node.path.rstrip("/") + "/"
