@@ -26,7 +26,7 @@ MAX_ARGUMENT = 128 << 10  # the kernel's MAX_ARG_STRLEN
 MAX_PATH = 4096
 MAX_NUMBER = 1023
 MAX_ID = (1 << 32) - 2
-INIT = ["/usr/bin/env", "--ignore-signal=CHLD", "/bin/cat"]
+INIT = ["/usr/bin/env", "--ignore-signal=CHLD", "/bin/cat", "/proc/self/comm", "-"]
 DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 
@@ -123,16 +123,16 @@ def spawn(spec: Spec, given: dict[int, int], terminal: int, around: Surroundings
     The status pipe ends without a byte once exec succeeded; otherwise it holds what `failure` reads.
     """
     unblocked = syscalls.set_signal_mask(syscalls.ALL_SIGNALS)
-    init, status, report = 0, -1, -1
+    init, ready, status, report = 0, -1, -1, -1
     try:
         if spec.plan:
             spec.plan.stock.look()
-            init = _spawn_init(around)
+            init, ready = _spawn_init(around)
         status, report = os.pipe()  # only now: pid 1 must not have it
         os.set_blocking(status, False)
         main = syscalls.clone3(0, cgroup=spec.cgroup)
         if main == 0:
-            _child(spec, given, terminal, around, report)
+            _child(spec, given, terminal, around, ready, report)
     except OSError:
         if status >= 0:
             os.close(status)
@@ -140,8 +140,9 @@ def spawn(spec: Spec, given: dict[int, int], terminal: int, around: Surroundings
             os.kill(init, signal.SIGKILL)
         raise
     finally:
-        if report >= 0:
-            os.close(report)
+        for fd in (ready, report):
+            if fd >= 0:
+                os.close(fd)
         if spec.plan:
             spec.plan.stock.unclasp()
             syscalls.setns(around.pid_namespace, syscalls.CLONE_NEWPID)
@@ -187,18 +188,24 @@ def failure(report: bytes) -> OSError:
     return OSError(int.from_bytes(report[:4], "little"), report[4:].decode("utf-8", "replace"))
 
 
-def _spawn_init(around: Surroundings) -> int:
+def _spawn_init(around: Surroundings) -> tuple[int, int]:
     """Open a pid namespace for the next child and start its pid 1; the caller returns to its own namespace.
 
     Pid 1 reaps by ignoring SIGCHLD and otherwise only exists, for as long as the supervisor does: when it is killed,
     the kernel kills all the others, and it can be waited for only once they are gone. It is cat because that is
     everywhere, small, and can be started without a copy of our memory; env makes it ignore the signal, which shells
-    will not.
+    will not. It first writes its name, to a pipe that is returned beside its pid: what dies before stays a zombie.
     """
     syscalls.unshare(syscalls.CLONE_NEWPID)
-    streams = [(os.POSIX_SPAWN_DUP2, around.life, 0)]
-    streams += [(os.POSIX_SPAWN_DUP2, around.null, number) for number in (1, 2)]
-    return os.posix_spawn(INIT[0], INIT, {}, file_actions=streams, setsid=True)
+    ready, name = os.pipe()
+    streams = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate((around.life, name, around.null))]
+    try:
+        return os.posix_spawn(INIT[0], INIT, {}, file_actions=streams, setsid=True), ready
+    except OSError:
+        os.close(ready)
+        raise
+    finally:
+        os.close(name)
 
 
 def _die_with(around: Surroundings) -> None:
@@ -210,7 +217,7 @@ def _die_with(around: Surroundings) -> None:
         os._exit(125)
 
 
-def _child(spec: Spec, given: dict[int, int], terminal: int, around: Surroundings, report: int) -> None:
+def _child(spec: Spec, given: dict[int, int], terminal: int, around: Surroundings, ready: int, report: int) -> None:
     """Become the task's main process. Never returns."""
     try:
         gc.disable()  # it would touch, and so copy, every object there is
@@ -220,14 +227,14 @@ def _child(spec: Spec, given: dict[int, int], terminal: int, around: Surrounding
         report = fcntl.fcntl(report, fcntl.F_DUPFD_CLOEXEC, above)
         around.alive = fcntl.fcntl(around.alive, fcntl.F_DUPFD_CLOEXEC, above)
         wanted = {number: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for number, fd in wanted.items()}
-        _become(spec, wanted, terminal, around)
+        _become(spec, wanted, terminal, around, ready)
     except BaseException as error:
         _report(report, error)
     finally:
         os._exit(125)
 
 
-def _become(spec: Spec, given: dict[int, int], terminal: int, around: Surroundings) -> None:
+def _become(spec: Spec, given: dict[int, int], terminal: int, around: Surroundings, ready: int) -> None:
     os.setsid()
     for fd in spec.join:
         os.write(fd, b"0")
@@ -241,6 +248,7 @@ def _become(spec: Spec, given: dict[int, int], terminal: int, around: Surroundin
         _raise_loopback()
     if spec.plan:
         spec.plan.build(terminal)
+        os.read(ready, 1)
     if terminal >= 0:
         fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
     syscalls.close_on_exec_from(0)
