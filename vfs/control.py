@@ -209,8 +209,8 @@ class ControlHandle(LineHandle[list[str]]):
         return commands, tail
 
     async def run(self, line: list[str]) -> None:
+        self._node.refusal.error = ""  # before, for the verb may set off what has an error to tell
         await run_command(self._verbs, line)
-        self._node.refusal.error = ""
 
     def refused(self, error: OSError) -> None:
         self._node.refusal.error = error.strerror or os.strerror(error.errno or EINVAL)

@@ -30,6 +30,7 @@ from wasikit import (
     Node,
     Program,
     node,
+    own_users,
 )
 
 NEW = CREATE | EXCLUSIVE
@@ -288,6 +289,7 @@ def test_open_file_survives_its_name(tmp_path: Path) -> None:
     assert (found.bytes(text, found[count]), found[missing]) == (b"still here", NOENT)
 
 
+@own_users
 def test_modes_of_the_host_hold_for_the_task(tmp_path: Path) -> None:
     program = Program()
     answers = [

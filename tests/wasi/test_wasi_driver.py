@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 import wasmtime
-from wasikit import ANY, CREATE, READ_ONLY, SUCCESS, Node, Program, node
+from wasikit import ANY, CREATE, READ_ONLY, SUCCESS, Node, Program, node, own_users
 
 from tests.drivers.recorder import alive, until
 
@@ -74,6 +74,7 @@ def test_what_cannot_run_is_refused_at_start_with_the_reason(tmp_path: Path) -> 
     run(tmp_path, body)
 
 
+@own_users
 def test_a_program_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     async def body(here: Node) -> None:
         (here.tmp / "folder.wasm").mkdir()
@@ -173,12 +174,15 @@ def test_runner_has_no_privilege_no_file_system_and_no_other_file(tmp_path: Path
         assert "NoNewPrivs:\t1" in status and "Threads:\t1" in status and "SigBlk:\t0000000000000000" in status
         assert "Seccomp:\t2" in status
         assert f"PPid:\t{here.driver.supervisor_pid}\n" in status
-        files = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
-        kinds = sorted(file.split(":")[0] if ":" in file else Path(file).parent.name for file in files)
-        assert kinds == ["pipe", "pipe", "pipe", "socket", "wasm"]
         if os.geteuid() == 0:
             assert f"Uid:\t{here.record(task).uid}\t" in status and "CapEff:\t0000000000000000" in status
             assert os.listdir(f"/proc/{pid}/root/") == []
+            files = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+            kinds = sorted(file.split(":")[0] if ":" in file else Path(file).parent.name for file in files)
+            assert kinds == ["pipe", "pipe", "pipe", "socket", "wasm"]
+        else:
+            with pytest.raises(PermissionError):  # not even to its own user
+                os.listdir(f"/proc/{pid}/fd")
         await here.echo("kill 9", f"/task/{task}/ctl")
         await here.end(task)
 
