@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 import wasmtime
-from wasikit import ANY, CREATE, READ_ONLY, SUCCESS, Node, Program, node, own_users
+from wasikit import ANY, CREATE, IO, READ_ONLY, SUCCESS, Node, Program, node, own_users
 
 from tests.drivers.recorder import alive, until
 
@@ -310,3 +310,27 @@ def test_network_is_refused_and_limits_offered(tmp_path: Path) -> None:
         assert raised.value.errno == ENOTSUP
 
     run(tmp_path, body)
+
+
+def test_task_outlives_the_server_but_not_its_files(tmp_path: Path) -> None:
+    program = Program()
+    before = program.open("tmp/new", CREATE)
+    program.write(2, b"ready")
+    line, count = program.room(8), program.u32()
+    program.call("fd_read", 0, *program.vector(line), count)
+    after = program.write(before.value, b"nobody listens")
+    opened = program.call("path_open", 3, 0, *program.text("tmp"), 0, 0, 0, 0, program.u32())
+
+    async def main() -> None:
+        async with node(tmp_path, leave=True) as first:
+            task = await first.task(program)
+            await first.said(task, "ready")
+        async with node(tmp_path) as second:
+            assert await second.cat(f"/task/{task}/status") == "running\n"
+            assert await second.cat(f"/task/{task}/type") == "wasi\n"
+            await second.echo("go", f"/task/{task}/fd/0")
+            found = await second.end(task)
+            assert found.code == 0 and found.bytes(line, found[count]) == b"go\n"
+            assert (found[before], found[after], found[opened]) == (4, IO, IO)
+
+    trio.run(main)

@@ -207,16 +207,17 @@ class Node(Household):  # type: ignore[misc]
 
 
 @asynccontextmanager
-async def node(tmp_path: Path) -> AsyncIterator[Node]:
-    """Open a server over `tmp_path`, without a mount; its supervisor ends with it."""
+async def node(tmp_path: Path, *, leave: bool = False) -> AsyncIterator[Node]:
+    """Open a server over `tmp_path`, without a mount; its supervisor ends with it unless it is to `leave` its tasks."""
     script = tmp_path / "init.ns"
     script.write_text(SCRIPT)
     config = Config(state=tmp_path / "state", listen=("unix!/nowhere",), namespace=script)
-    config.state.mkdir(mode=0o711)
+    config.state.mkdir(mode=0o711, exist_ok=True)
     with trio.fail_after(DEADLINE):
         async with opened(config) as (house, driver):
             try:
                 yield Node(house, driver, config.state / "tmp")
             finally:
                 with trio.move_on_after(10, shield=True):
-                    await driver.quit()
+                    if not leave:
+                        await driver.quit()
