@@ -99,7 +99,7 @@ def native_reads(folder: Path, count: int) -> float:
     config = wasmtime.WasiConfig()
     config.preopen_dir(str(folder), "/")
     store.set_wasi(config)
-    module = wasmtime.Module(engine, wasmtime.wat2wasm(READS.format(path="data", size=4, count=count)))
+    module = wasmtime.Module(engine, READS.format(path="data", size=4, count=count))
     start = linker.instantiate(store, module).exports(store)["_start"]
     assert isinstance(start, wasmtime.Func)
     before = time.perf_counter()
