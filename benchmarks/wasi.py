@@ -67,7 +67,7 @@ def starts(server: Server, count: int) -> None:
     wasi = median_ms(lambda: through_tree(server.mount, module), count)
     linux = median_ms(lambda: through_tree(server.mount, "/bin/true"), count)
     python = median_ms(plain_python, count)
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (name, f"{value:.2f}", f"{wasi / value:.2f}")
         for name, value in (("WASI task", wasi), ("Linux task, isolated", linux), ("python -c pass", python))
     ]
@@ -83,7 +83,7 @@ def reads(server: Server, count: int) -> None:
     spent = median_ms(lambda: through_tree(server.mount, ours), 3)
     spent -= median_ms(lambda: through_tree(server.mount, nothing), 5)
     native = native_reads(data.parent, count)
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (name, f"{count / milliseconds * 1e3:,.0f}", f"{milliseconds / count * 1e3:.1f}")
         for name, milliseconds in (("WASI task, over 9P", spent), ("wasmtime, host directory", native))
     ]
