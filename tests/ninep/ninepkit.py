@@ -154,7 +154,8 @@ class SlowHandle(Handle):
                 if nonblock:
                     raise OSError(EAGAIN, "nothing yet")
                 if self.node.stubborn:  # like a system call in a thread: it ends when it ends
-                    await park()
+                    if await park():
+                        continue  # time has passed: look again
                     with trio.CancelScope(shield=True):
                         await self.node.signal.wait()
                 else:
