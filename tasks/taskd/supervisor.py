@@ -493,7 +493,8 @@ class Supervisor:
                 task.init = 0
                 self._finish(task)
             elif zygote := self._zygotes.by_pid(pid):
-                self._warmed(zygote, late=True)
+                zygote.pid = 0  # there is nothing to kill any more
+                self._warmed(zygote)
                 self._zygotes.ended(zygote)
 
     def _main_ended(self, task: Task, status: int, usage: resource.struct_rusage) -> None:

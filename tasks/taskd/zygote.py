@@ -54,7 +54,9 @@ class Zygote:
 
     def greet(self) -> None:
         """Receive what it says when it is ready. EIO if that is something else."""
-        self.ready = bool(self._receive().get("ready"))
+        if self._receive() != {"ready": True}:
+            raise OSError(EIO, "the warm program says something else than that it is ready")
+        self.ready = True
 
     def fork(self, message: Message, fds: Sequence[int]) -> int:
         """Let it become a task; return the pid. Its OSError, or EIO if it does not answer; it is of no use then."""
@@ -157,8 +159,7 @@ class Zygotes:
         return next((zygote for zygote in self._known.values() if zygote.pid == pid), None)
 
     def ended(self, ended: Zygote) -> None:
-        """A warm program was reaped."""
-        ended.pid = 0
+        """Forget a warm program that was reaped, and whose `pid` is therefore 0."""
         ended.end()
         self._known = {program: zygote for program, zygote in self._known.items() if zygote is not ended}
 
