@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from immutables import Map
@@ -61,7 +61,8 @@ class Spec:
         }
         fields |= {name: list(getattr(self, name) or ()) for name in ("argv", "after", "pty")}
         fields |= {name: dict(getattr(self, name)) for name in ("env", "labels")}
-        fields |= {"user": asdict(self.user), "limits": asdict(self.limits)}
+        for name, value in (("user", self.user), ("limits", self.limits)):
+            fields[name] = {slot: getattr(value, slot) for slot in value.__slots__}  # asdict copies deeply
         return json.dumps(fields)
 
     @classmethod
