@@ -46,8 +46,8 @@ def test_run_hands_arguments_over_exactly(server: Served) -> None:
 def test_run_configures_what_its_options_say(server: Served, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("bound\n")
     tmp_path.chmod(0o755)
-    script = "cat /work/file; pwd; echo $K; echo x > /work/file || echo readonly"
-    words = ["--bind", f"#host{tmp_path}:/work:r", "--env", "K=a b", "--cwd", "/tmp", "--label", "a=1", "--name", "me"]
+    script = "cat /data/file; pwd; echo $K; echo x > /data/file || echo readonly"
+    words = ["--bind", f"#host{tmp_path}:/data:r", "--env", "K=a b", "--cwd", "/tmp", "--label", "a=1", "--name", "me"]
     done = server.run("run", *words, "--memlimit", "64M", "--timeout", "50", "sh", "-c", script)
     assert done.stdout == b"bound\n/tmp\na b\nreadonly\n"
     assert server.out("cat", "/task/me/labels") == "a=1\n"

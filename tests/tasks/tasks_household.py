@@ -3,6 +3,7 @@
 import os
 from contextlib import asynccontextmanager
 
+import pytest
 import trio
 
 from tasks.drivers.fake import FakeDriver
@@ -82,3 +83,20 @@ async def household(tmp_path, survivor=None, **settings):
         yield Household(house, driver)
         nursery.cancel_scope.cancel()
     house.journal.close()
+
+
+def run(tmp_path, test, **settings):
+    """Run the coroutine function `test` with a house of its own."""
+
+    async def main():
+        async with household(tmp_path, **settings) as node:
+            await test(node)
+
+    trio.run(main)
+
+
+async def refused(errno, awaitable):
+    """Expect this errno of what is awaited."""
+    with pytest.raises(OSError) as info:
+        await awaitable
+    assert info.value.errno == errno, info.value

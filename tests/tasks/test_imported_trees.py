@@ -3,9 +3,8 @@
 import os
 from errno import ECONNREFUSED, ENOENT, EPERM
 
-import pytest
 import trio
-from tasks_household import household
+from tasks_household import household, refused
 
 from vfs.memory import MemoryTree
 from vfs.ninep import address
@@ -33,12 +32,6 @@ def run(tmp_path, test):
         os.unlink(tmp_path / "9p")
 
     trio.run(main)
-
-
-async def refused(errno, awaitable):
-    with pytest.raises(OSError) as info:
-        await awaitable
-    assert info.value.errno == errno, info.value
 
 
 def test_a_mount_is_part_of_the_namespace_and_of_its_dump(tmp_path):

@@ -3,32 +3,12 @@
 import os
 from errno import EAGAIN, EBUSY, EINVAL, EISDIR, ENOENT, EPIPE
 
-import pytest
 import trio
 import trio.testing
-from tasks_household import household
+from tasks_household import refused, run
 
 from vfs.node import ROOT
 from vfs.walk import open_path, walk
-
-
-def run(tmp_path, test, **settings):
-    async def main():
-        async with household(tmp_path, **settings) as node:
-            await test(node)
-
-    trio.run(main)
-
-
-async def refused(errno, awaitable):
-    with pytest.raises(OSError) as info:
-        await awaitable
-    assert info.value.errno == errno, info.value
-
-
-def launched(node, id, number):
-    """Return a duplicate of the descriptor that the driver was given (the service closes its own after the start)."""
-    return os.dup(node.driver.tasks[id].launch.fds[number])
 
 
 class Keeping:

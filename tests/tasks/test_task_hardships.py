@@ -6,21 +6,13 @@ from errno import EAGAIN, EBUSY, ENOENT, ENOSPC
 import pytest
 import trio
 import trio.testing
-from tasks_household import household
+from tasks_household import household, run
 
 from tasks.homes import Homes
 from tasks.store import Journal
 from vfs.node import ROOT
 from vfs.walk import open_path
 from wanixfs import dialler
-
-
-def run(tmp_path, test, **settings):
-    async def main():
-        async with household(tmp_path, **settings) as node:
-            await test(node)
-
-    trio.run(main)
 
 
 async def errno_of(awaitable):

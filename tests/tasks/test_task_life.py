@@ -7,24 +7,10 @@ from errno import EACCES, EAGAIN, EBUSY, EDEADLK, EEXIST, EINVAL, ENOENT, ENOTSU
 import pytest
 import trio
 import trio.testing
-from tasks_household import household
+from tasks_household import household, refused, run
 
 from vfs.node import Caller
 from vfs.walk import open_path
-
-
-def run(tmp_path, test, **settings):
-    async def main():
-        async with household(tmp_path, **settings) as node:
-            await test(node)
-
-    trio.run(main)
-
-
-async def refused(errno, awaitable):
-    with pytest.raises(OSError) as info:
-        await awaitable
-    assert info.value.errno == errno, info.value
 
 
 def test_a_task_runs_and_its_code_is_there_for_everyone(tmp_path):

@@ -2,26 +2,10 @@
 
 from errno import EBUSY, EINVAL, ENOENT, EPERM
 
-import pytest
-import trio
-from tasks_household import household
+from tasks_household import refused, run
 
 from vfs.node import ROOT
 from vfs.walk import walk
-
-
-def run(tmp_path, test, **settings):
-    async def main():
-        async with household(tmp_path, **settings) as node:
-            await test(node)
-
-    trio.run(main)
-
-
-async def refused(errno, awaitable):
-    with pytest.raises(OSError) as info:
-        await awaitable
-    assert info.value.errno == errno, info.value
 
 
 def test_the_seeds_namespace_lines(tmp_path):
