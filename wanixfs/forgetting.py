@@ -4,6 +4,7 @@ It keeps every name it has looked up, and we keep a node for each, until one
 of both says otherwise. The kernel does so only when memory is short.
 """
 
+from dataclasses import dataclass
 from math import inf
 
 import trio
@@ -15,6 +16,15 @@ from vfs.walk import walk
 from wanixfs.house import House
 
 
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """A removed task: the roots of the views that could name it, and its names below their `/task`."""
+
+    roots: list[Node]
+    number: str
+    alias: str
+
+
 class Forgetting:
     """Takes note of removed tasks; `run` tells the kernel, in its own time."""
 
@@ -22,7 +32,7 @@ class Forgetting:
         self._house = house
         self._mount = mount
         self._views = node_id(house.views.admin.namespace.root.id, ".views")
-        self._send, self._receive = trio.open_memory_channel[tuple[list[Node], str, str]](inf)
+        self._send, self._receive = trio.open_memory_channel[Gone](inf)
 
     def removed(self, task: Task) -> None:
         """Note a task that is being removed. Every view that could name it has its own name for it."""
@@ -31,16 +41,23 @@ class Forgetting:
         while ancestor is not None:
             roots.append(ancestor.namespace.root)
             ancestor = ancestor.parent
-        self._send.send_nowait((roots, str(task.id), task.alias))
+        self._send.send_nowait(Gone(roots, str(task.id), task.alias))
 
     async def run(self) -> None:
-        """Tell the kernel until cancelled."""
-        async for roots, number, alias in self._receive:
-            await self._mount.stale_entry(self._views, number)
-            for root in roots:
-                try:
-                    folder = await walk(root, "/task", ROOT, checked=False)
-                except OSError:
-                    continue
-                for name in filter(None, (number, alias)):
-                    await self._mount.stale_entry(folder.id, name)
+        """Tell the kernel until cancelled: of all that are gone by then, at once."""
+        async for gone in self._receive:
+            names = await self._names(gone)
+            while self._receive.statistics().current_buffer_used:
+                names += await self._names(self._receive.receive_nowait())
+            await self._mount.stale_entries(names)
+
+    async def _names(self, gone: Gone) -> list[tuple[int, str]]:
+        """Return every name of a task that the kernel may hold, with the id of its directory."""
+        names = [(self._views, gone.number)]
+        for root in gone.roots:
+            try:
+                folder = await walk(root, "/task", ROOT, checked=False)
+            except OSError:
+                continue
+            names += [(folder.id, name) for name in (gone.number, gone.alias) if name]
+        return names

@@ -104,9 +104,9 @@ def test_a_name_is_looked_up_again_when_it_is_said_to_be_stale(mount: Served, tr
     assert mount.sh("cat d/f") == "first"
     tree.children["f"] = CachedFile(102, b"replaced")
     assert mount.sh("cat d/f") == "first"
-    mount.run(mount.mount.stale_entry, tree.id, "f")
+    mount.run(mount.mount.stale_entries, [(tree.id, "f")])
     assert mount.sh("cat d/f") == "replaced"
-    mount.run(mount.mount.stale_entry, tree.id, "never seen")
+    mount.run(mount.mount.stale_entries, [(tree.id, "never seen"), (424242, "f")])
     mount.run(mount.mount.stale_node, 424242)
 
 

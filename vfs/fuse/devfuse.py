@@ -10,7 +10,7 @@ import fcntl
 import os
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from errno import EBUSY, ECONNABORTED, EINTR, EINVAL, EIO, ENODEV, ENOENT, EPERM
 from functools import partial
@@ -251,15 +251,21 @@ class Mount:
 
     async def stale_node(self, id: int) -> None:
         """Make the kernel drop what it caches of the node `id`. Nothing happens if it holds none."""
-        await self._tell(self.session.stale_node(id))
+        await self._tell([self.session.stale_node(id)])
 
-    async def stale_entry(self, parent: int, name: str) -> None:
-        """Make the kernel look `name` in the directory `parent` up again."""
-        await self._tell(self.session.stale_entry(parent, name))
+    async def stale_entries(self, entries: Iterable[tuple[int, str]]) -> None:
+        """Make the kernel look names up again, each given as the id of its directory and the name."""
+        await self._tell([self.session.stale_entry(parent, name) for parent, name in entries])
 
-    async def _tell(self, message: bytes) -> None:
+    async def _tell(self, messages: Sequence[bytes]) -> None:
         # In a thread: the kernel may hold it until a request is answered, which takes the thread we are in.
-        await trio.to_thread.run_sync(sender(self.fd), message, abandon_on_cancel=True)
+        await trio.to_thread.run_sync(_send_all, self.fd, messages, abandon_on_cancel=True)
+
+
+def _send_all(fd: int, messages: Sequence[bytes]) -> None:
+    send = sender(fd)
+    for message in messages:
+        send(message)
 
 
 @asynccontextmanager
