@@ -101,6 +101,12 @@ def in_memory(fd: int) -> bool:
     return _libc.fstatfs(fd, figures) == 0 and figures[0] in (TMPFS_MAGIC, RAMFS_MAGIC)
 
 
+def syncfs(fd: int) -> None:
+    """syncfs(2)."""
+    if _libc.syncfs(fd):
+        raise _failed("syncfs")
+
+
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     """fallocate(2)."""
     if _libc.fallocate(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(length)):
