@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from errno import EACCES, EBUSY, EINVAL, EISDIR, ELOOP, ENAMETOOLONG, ENOTDIR, EPERM, ETXTBSY, EXDEV
 from pathlib import Path
 from typing import NamedTuple
@@ -54,6 +54,7 @@ def sync(left: Side, right: Side, record: Path, tell: Callable[[Progress], None]
     manifest = load(record)
     if [manifest.left, manifest.right] != [left.identity, right.identity]:
         manifest = Manifest(left.identity, right.identity, {}, manifest.conflicts)  # other folders: merge
+    before = replace(manifest, base=dict(manifest.base))
     run = Sync(left, right, manifest, tell)
     try:
         for _ in range(MAX_PASSES):
@@ -64,7 +65,8 @@ def sync(left: Side, right: Side, record: Path, tell: Callable[[Progress], None]
         for side in (left, right):
             side.settle()
         run.forget_conflicts()
-        save(record, manifest)
+        if manifest != before:
+            save(record, manifest)
     run.report.conflicts = manifest.conflicts
     run.report.unsettled = run.unsettled
     run.report.seconds = time.monotonic() - started
@@ -192,7 +194,7 @@ class Sync:
         self.manifest.conflicts = [each for each in self.manifest.conflicts if self.right.look(each.kept) is not None]
 
     def _make_folder(self, path: str, to_right: bool) -> None:
-        _, sources, there, entries = self._sides(to_right)
+        _, _, there, entries = self._sides(to_right)
         old = entries.get(path)
         if old is None or old.kind != "d":
             there.make_folder(path)
@@ -200,7 +202,7 @@ class Sync:
             self._count(to_right)
 
     def _set_mode(self, path: str, to_right: bool) -> None:
-        _, sources, there, entries = self._sides(to_right)
+        _, sources, there, _ = self._sides(to_right)
         now = there.look(path)
         if now is None or now.kind != "d":
             raise Changed

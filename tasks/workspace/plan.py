@@ -1,8 +1,8 @@
 """What a sync has to do: a pure function of both folders and of what they were when they were last in step.
 
-The left folder is the host's, the right one the session's. A path changed on one side only goes to the other. Changed on
-both, the left one keeps its name and the right one is set aside under another, from which it goes to both: nothing is lost.
-A deletion yields to a change on the other side.
+The left folder is the host's, the right one the session's. A path changed on one side only goes to the other. Changed
+on both, the left one keeps its name and the right one is set aside under another, from which it goes to both: nothing
+is lost. A deletion yields to a change on the other side.
 """
 
 from collections.abc import Iterator, Mapping
@@ -54,7 +54,7 @@ class Plan:
     """What to do, in the order of its fields; a path stands in one of them.
 
     `kept`: in step already. `compare`: changed on both sides to what may be the same. `aside`: conflicts. `restored`:
-    deleted on one side, but kept for the other's change (also among the rest). `refused`: links that lead out of the folder.
+    deleted on one side, but kept for the other's change (also among the rest). `refused`: links that lead out.
     """
 
     kept: dict[str, Pair] = field(default_factory=dict)
@@ -104,11 +104,11 @@ def make_plan(base: Base, left: Tree, right: Tree, unknown: set[str]) -> Plan:
             gone, lives = (one, other) if choice is Choice.TO_LEFT else (other, one)
             if gone is None and lives is not None:
                 plan.restored.append(path)
-        lives = other if choice is Choice.TO_LEFT else one
+        stays = other if choice is Choice.TO_LEFT else one
         if choice is Choice.TO_LEFT and other is not None and other.kind == "l" and leads_out(path, other.target):
             plan.refused.append(path)
             continue
-        if lives is not None and "/" in path:
+        if stays is not None and "/" in path:
             needed[path.rpartition("/")[0]] = choice is not Choice.TO_LEFT
         match choice:
             case Choice.KEEP:
@@ -125,7 +125,7 @@ def make_plan(base: Base, left: Tree, right: Tree, unknown: set[str]) -> Plan:
 
 
 def _with_content(choice: Choice, left: Entry | None, right: Entry | None, *, from_left: bool) -> tuple[Choice, bool]:
-    """Correct the choice for a directory that holds something which stays; returns also whether that undid a deletion."""
+    """Correct the choice for a directory that holds what stays; returns also whether that undid a deletion."""
     result = {Choice.TO_LEFT: right, Choice.TO_RIGHT: left}.get(choice, left)
     if result is None:
         return (Choice.TO_RIGHT if from_left else Choice.TO_LEFT), True
@@ -138,9 +138,9 @@ def _sort_out(plan: Plan, transfers: list[Transfer], base: Base, left: Tree, rig
     """Sort transfers into removals (deepest first), folders (highest first), moves and files."""
     removed = {(transfer.path, transfer.to_right) for transfer in transfers if not _source(transfer, left, right)}
     origins = {
-        (entry.ino, entry.size, entry.mtime, to_right): path
+        (was.ino, was.size, was.mtime, to_right): path
         for path, to_right in removed
-        if (pair := base.get(path)) and (entry := pair.left if to_right else pair.right).kind == "f"
+        if (pair := base.get(path)) and (was := pair.left if to_right else pair.right).kind == "f"
     }
     for transfer in transfers:
         path, to_right = transfer

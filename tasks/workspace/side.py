@@ -1,8 +1,8 @@
 """One of the two folders of a sync, touched only through descriptors below its root.
 
 The owner of a folder may be hostile and act meanwhile. So no path is ever resolved through a symlink or out of the
-folder or its file system (openat2(2)), nothing is written into an existing file, and what is replaced or removed is first
-taken aside and looked at: if it is not what the plan was made for, it is put back (`Changed`).
+folder or its file system (openat2(2)), nothing is written into an existing file, and what is replaced or removed is
+first taken aside and looked at: if it is not what the plan was made for, it is put back (`Changed`).
 """
 
 import os
