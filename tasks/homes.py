@@ -69,11 +69,14 @@ class Homes:
                 return uid
         raise OSError(ENOSPC, "every uid of the range still has a home")
 
-    def remove(self, user: User) -> None:
+    def exists(self, home: str) -> bool:
+        """Tell whether `new` has made this home, which is named as its user says it."""
+        return (self._root / home).exists()
+
+    def remove(self, home: str) -> None:
         """Take a home made by `new` away. It is deleted, and its uid given again, by a later `sweep`."""
-        home = self._root / user.home
-        if not os.path.isabs(user.home) and home.exists():
-            home.rename(self._retired / f"{user.uid}-{uuid4().hex}")
+        path = self._root / home
+        path.rename(self._retired / f"{path.stat().st_uid}-{uuid4().hex}")
 
     def sweep(self) -> None:
         """Delete what was removed. May take long: a home holds what its task liked, and as deep. Safe in a thread.

@@ -212,8 +212,9 @@ class TaskService:
             if task.kind and task.times.started is not None:
                 self.drivers[task.kind].forget(str(task.id))
             shutil.rmtree(self.spools / str(task.id), ignore_errors=True)
-            if task.spec.user.home == str(task.id) and not self._home_used(task.spec.user):
-                self.homes.remove(task.spec.user)
+            home = str(task.id)
+            if self.homes.exists(home) and not self._home_used(home):
+                self.homes.remove(home)
                 self._homes_removed.set()
             for removed in self.on_removed:
                 removed(task)
@@ -223,8 +224,8 @@ class TaskService:
         self._announce()
         self._release_waiting()
 
-    def _home_used(self, user: User) -> bool:
-        return any(task.spec.user.home == user.home for task in self.tasks.values())
+    def _home_used(self, home: str) -> bool:
+        return any(task.spec.user.home == home for task in self.tasks.values())
 
     def _adopt_children(self, task: Task) -> None:
         ancestor = task.parent

@@ -171,7 +171,10 @@ class TaskVerbs:
     def user(self, name: str) -> None:
         """run as this user of the machine"""
         self._view.require_admin("choose the user")
-        self._service.configure(self._task, "user", user=self._service.homes.known(name))
+        homes, spec = self._service.homes, self._task.spec
+        user = homes.known(name)
+        cwd = homes.inside(user) if spec.cwd == homes.inside(spec.user) else spec.cwd
+        self._service.configure(self._task, "user", user=user, cwd=cwd)
 
     @usage("net none|host|allow HOST:PORT...")
     def net(self, what: str, *hosts: str) -> None:

@@ -272,11 +272,12 @@ def _become_user(spec: Spec) -> None:
     if os.geteuid() == 0:
         os.setgroups([])
         os.setresgid(spec.gid, spec.gid, spec.gid)
+        if spec.uid == 0:
+            syscalls.drop_capabilities()  # others lose theirs with the uid
         os.setresuid(spec.uid, spec.uid, spec.uid)
     elif (spec.uid, spec.gid) != (os.geteuid(), os.getegid()):
         raise OSError(EPERM, "only root starts tasks of other users")
-    if spec.uid:  # no exec gains a capability any more, so the bounding set needs no care
-        syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+    syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)  # no exec gains a capability, so the bounding set needs no care
 
 
 def _enter(directory: str) -> None:

@@ -307,7 +307,8 @@ class Proc(Step):
             mask.make(store)
 
     def attach(self, root: Root) -> None:
-        root.attach(syscalls.new_mount("proc", PLAIN | MOUNT_ATTR_NOEXEC), self.at, directory=True)
+        proc = syscalls.new_mount("proc", PLAIN | MOUNT_ATTR_NOEXEC, hidepid="ptraceable")  # pid 1 sees the host
+        root.attach(proc, self.at, directory=True)
         if not self._masks:
             return
         for mask in self._masks:

@@ -31,7 +31,7 @@ MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH = 0x04, 0x40
 RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_IN_ROOT = 0x02, 0x04, 0x10
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NAME, PR_SET_SECCOMP = 1, 4, 15, 22
-PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 36, 38
+PR_SET_SECUREBITS, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 28, 36, 38
 
 _FSOPEN_CLOEXEC, _FSMOUNT_CLOEXEC = 1, 1
 _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 1, 6
@@ -40,6 +40,8 @@ _SPLICE_F_NONBLOCK = 2
 _FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2
 _SECCOMP_MODE_FILTER = 2
 _SIG_SETMASK = 2
+_CAPABILITY_VERSION_3 = 0x2008_0522
+_SECBIT_NOROOT, _SECBIT_NOROOT_LOCKED = 1, 2
 
 NO_SIGNALS, ALL_SIGNALS = bytes(128), b"\xff" * 128  # of type sigset_t
 
@@ -112,6 +114,12 @@ def seccomp(program: bytes) -> None:
     code = ctypes.create_string_buffer(program, len(program))
     header = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(code)))
     prctl(PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.c_void_p(ctypes.addressof(header)))
+
+
+def drop_capabilities() -> None:
+    """Give up every capability for good: uid 0 then counts as what it owns, and no more (capabilities(7))."""
+    prctl(PR_SET_SECUREBITS, _SECBIT_NOROOT | _SECBIT_NOROOT_LOCKED)
+    _check(_libc.capset(struct.pack("II", _CAPABILITY_VERSION_3, 0), bytes(24)), "capset")
 
 
 def close_on_exec_from(first: int) -> None:

@@ -115,7 +115,7 @@ def test_a_home_of_any_depth_is_deleted(tmp_path):
         os.close(folder)
         folder = below
     os.close(folder)
-    homes.remove(user)
+    homes.remove(user.home)
     assert not homes.path(user).exists()
     homes.sweep()
     assert os.listdir(tmp_path / "homes" / "retired") == []
@@ -126,7 +126,7 @@ def test_a_uid_is_given_again_only_when_the_home_is_gone(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "chown", lambda *_: None)
     homes = Homes(tmp_path / "homes", first=70001, last=70001, privileged=True)
     user = homes.new(1)
-    homes.remove(user)
+    homes.remove(user.home)
     with pytest.raises(OSError, match="every uid"):
         homes.new(2)
     homes.sweep()

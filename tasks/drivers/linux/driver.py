@@ -95,8 +95,7 @@ class LinuxDriver:
                 elif launch.namespace and self.roots:
                     holder = Holder(task=task, user=launch.user, home=launch.home, uid=launch.uid)
                     async with launch.namespace.hold() as table:
-                        if launch.uid:
-                            message["seccomp"] = FILTER
+                        message["seccomp"] = FILTER
                         message["root"] = stocked(await root_of(holder, launch.namespace, table, self.roots))
                         self._follow(holder, launch.namespace, self.roots)
                         started = await self._client.call("start", fds, **message)

@@ -2,13 +2,15 @@
 
 Most need a privilege that a task lacks anyway; refusing them here keeps their
 code out of reach. Programs see EPERM; `clone3` is ENOSYS, so that libc falls
-back to `clone`, whose flags can be looked at (seccomp(2), bpf(4)).
+back to `clone`, whose flags can be looked at (seccomp(2), bpf(4)). Sockets of
+families that a network namespace does not hold in, such as AF_VSOCK, which
+reaches the hypervisor from any, are EAFNOSUPPORT.
 """
 
 import os
 import struct
 from collections.abc import Mapping
-from errno import ENOSYS, EPERM
+from errno import EAFNOSUPPORT, ENOSYS, EPERM
 from types import MappingProxyType
 
 _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
@@ -53,8 +55,9 @@ _DENIED = {  # number on x86_64, number on aarch64
     "mount_setattr": (442, 442),
     "quotactl_fd": (443, 443),
 }
-_CLONE, _IOCTL, _CLONE3 = (56, 220), (16, 29), 435
+_CLONE, _IOCTL, _SOCKET, _CLONE3 = (56, 220), (16, 29), (41, 198), 435
 _CLONE_NEW = 0x7E020000  # every namespace that clone(2) makes
+_FAMILIES = (1, 2, 10, 16)  # AF_UNIX, AF_INET, AF_INET6, AF_NETLINK
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 _X32 = 0x4000_0000
 
@@ -97,11 +100,17 @@ def filter_program(
     emit(_JUMP_SET, _CLONE_NEW, otherwise=1)
     refuse(EPERM)
     emit(_RETURN, _ALLOW)
-    emit(_JUMP_EQUAL, _IOCTL[column], otherwise=4)
+    emit(_JUMP_EQUAL, _IOCTL[column], otherwise=5)
     emit(_LOAD, _ARGUMENT_1)
     emit(_JUMP_EQUAL, _TIOCSTI, then=1)
     emit(_JUMP_EQUAL, _TIOCLINUX, otherwise=1)
     refuse(EPERM)
+    emit(_RETURN, _ALLOW)
+    emit(_JUMP_EQUAL, _SOCKET[column], otherwise=len(_FAMILIES) + 2)
+    emit(_LOAD, _ARGUMENT_0)
+    for after in range(len(_FAMILIES), 0, -1):
+        emit(_JUMP_EQUAL, _FAMILIES[-after], then=after)
+    refuse(EAFNOSUPPORT)
     emit(_RETURN, _ALLOW)
     return b"".join(code)
 

@@ -129,6 +129,8 @@ def _give_up(message: Message, empty: int) -> None:
         os.chroot(".")
         os.setgroups([])
         os.setresgid(gid, gid, gid)
+        if uid == 0:
+            syscalls.drop_capabilities()
         os.setresuid(uid, uid, uid)
     elif (uid, gid) != (os.geteuid(), os.getegid()):
         raise OSError(EPERM, "only root starts tasks of other users")
