@@ -122,8 +122,8 @@ def test_a_home_of_any_depth_is_deleted(tmp_path):
     assert kept.read_text() == "not in the home"
 
 
-def test_a_uid_is_given_again_only_when_the_home_is_gone(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "chown", lambda *_: None)
+@pytest.mark.root
+def test_a_uid_is_given_again_only_when_the_home_is_gone(tmp_path):
     homes = Homes(tmp_path / "homes", first=70001, last=70001, privileged=True)
     user = homes.new(1)
     homes.remove(user.home)
