@@ -656,7 +656,7 @@ class TaskService:
         if record is not None:
             self.record(record, kind, detail)
             if kind == "oom":
-                record.reason = record.error = "out of memory"
+                record.error = "out of memory"
             elif kind == "trap":
                 record.reason, record.error = "trap", str(detail["error"])
 

@@ -1,5 +1,8 @@
 """Finding cgroup hierarchies, and the files a group is made of, without a kernel that has them."""
 
+import os
+import subprocess
+from contextlib import closing
 from errno import ENOTSUP
 from pathlib import Path
 
@@ -8,6 +11,7 @@ import trio
 
 from tasks.drivers.base import Limits
 from tasks.drivers.linux.cgroup import Cgroups, Group, Hierarchy, hierarchies
+from tasks.drivers.linux.oom import OomNotice
 
 LINE = "{n} 1 0:{n} {root} {mount} rw,relatime - {kind} {kind} rw{options}\n"
 
@@ -108,3 +112,39 @@ def test_hierarchies_that_let_us_make_nothing_are_left_out(tmp_path: Path) -> No
     groups.close()
     assert not (tmp_path / "good/ours").exists()
     assert not Cgroups("ours", mounted[:1])
+
+
+@pytest.mark.root
+def test_notice_of_version_2_wakes_at_each_change_and_not_before(tmp_path: Path) -> None:
+    """A cgroup's `cgroup.events`, which needs no controller, changes and polls as its `memory.events` does."""
+    unified = [h.base for h in hierarchies(Path("/proc/self/mountinfo").read_text(), "") if h.unified]
+    if not unified:
+        pytest.skip("no version 2 hierarchy here")
+    group = unified[0] / f"wanixfs-test-{os.getpid()}"
+    group.mkdir()
+    process = None
+
+    async def main() -> None:
+        nonlocal process
+        with trio.fail_after(30), closing(OomNotice(directory, unified=True)) as notice:
+            with trio.move_on_after(0) as early:
+                await notice.wait()
+            assert early.cancelled_caught
+            for _ in range(2):
+                process = subprocess.Popen(["sleep", "1000"])
+                (group / "cgroup.procs").write_text(str(process.pid))
+                await notice.wait()
+                process.kill()
+                process.wait()
+                await notice.wait()
+
+    directory = tmp_path / "group"
+    directory.mkdir()
+    (directory / "memory.events").symlink_to(group / "cgroup.events")
+    try:
+        trio.run(main)
+    finally:
+        if process:
+            process.kill()
+            process.wait()
+        group.rmdir()

@@ -471,7 +471,9 @@ def test_out_of_memory_is_told(tmp_path):
     async def test(node):
         id = await node.started("memlimit 10M")
         node.driver.out_of_memory(id)
-        node.driver.finish(id, 137)
+        assert await node.cat(f"/task/{id}/error") == "out of memory\n"
+        assert await node.cat(f"/task/{id}/status") == "running\n", "it may have been one process of many"
+        node.driver.finish(id, 137, "out of memory")
         assert await node.cat(f"/task/{id}/reason") == "out of memory\n"
         assert '"event": "oom"' in await node.cat(f"/task/{id}/events")
 

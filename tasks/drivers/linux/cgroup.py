@@ -17,6 +17,7 @@ from pathlib import Path
 import trio
 
 from tasks.drivers.base import Limits
+from tasks.drivers.linux.oom import OomNotice
 
 CONTROLLERS = frozenset({"memory", "pids", "cpu", "cpuacct", "io", "blkio", "freezer"})
 PERIOD_USEC = 100_000
@@ -247,6 +248,13 @@ class Group:
             return 0
         directory, unified = self._of["memory"]
         return _table(directory / ("memory.events" if unified else "memory.oom_control")).get("oom_kill", 0)
+
+    def oom_notice(self) -> OomNotice | None:
+        """Return what wakes when it runs out of memory; None without the memory controller."""
+        if "memory" not in self._of:
+            return None
+        directory, unified = self._of["memory"]
+        return OomNotice(directory, unified=unified)
 
     def remove(self) -> bool:
         """Remove what is empty; returns whether everything is gone."""

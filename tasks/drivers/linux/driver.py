@@ -22,6 +22,7 @@ from tasks.drivers.linux import procstat
 from tasks.drivers.linux.cgroup import Cgroups, Group, Hierarchy, hierarchies
 from tasks.drivers.linux.client import Client, connect, ensure
 from tasks.drivers.linux.live import LiveRoot
+from tasks.drivers.linux.oom import OomWatch
 from tasks.drivers.linux.roots import Holder, Roots, root_of, stocked
 from tasks.drivers.linux.seccomp import FILTER
 from tasks.drivers.linux.vault import SupervisorVault
@@ -51,6 +52,8 @@ class LinuxDriver:
         self._listener = listener
         self._cgroups = cgroups
         self._client: Client  # set when connected
+        self._nursery: trio.Nursery
+        self._oom: dict[str, OomWatch] = {}
         self._groups: dict[str, Group] = {}
         self._known: set[str] = set()
         self._live: dict[str, tuple[list[Realiser], LiveRoot]] = {}
@@ -106,8 +109,7 @@ class LinuxDriver:
                 path.unlink(missing_ok=True)
             self._known.discard(task)
             self._unfollow(task)
-            if self._groups.pop(task, None) and group:
-                self._cgroups.remove(group)
+            self._drop_group(task)
             raise
         finally:
             for fd in opened:
@@ -147,7 +149,20 @@ class LinuxDriver:
             self._cgroups.remove(group)
             raise
         self._groups[task] = group
+        self._watch_memory(task, group, limits)
         return group
+
+    def _watch_memory(self, task: str, group: Group, limits: Limits) -> None:
+        """Report kills for want of memory when they happen, from the first limit on."""
+        if limits.memory is None or task in self._oom or not (notice := group.oom_notice()):
+            return
+
+        def tell(kills: int) -> None:
+            limit = group.stat("mem").get("limit_bytes", 0)
+            self._listener.event(task, "oom", {"kills": kills, "limit_bytes": limit})
+
+        watch = self._oom[task] = OomWatch(notice, group.oom_kills, tell)
+        self._nursery.start_soon(watch.run)
 
     def _message(
         self, launch: Launch, group: Group | None, opened: list[int], made: list[Path]
@@ -220,6 +235,7 @@ class LinuxDriver:
         group = self._groups.get(task)
         if group:
             group.limit(limits)
+            self._watch_memory(task, group, limits)
         elif limits != Limits(nice=limits.nice):
             raise OSError(ENOTSUP, "no cgroups here to set limits with")
         for pid in pids:
@@ -257,6 +273,7 @@ class LinuxDriver:
             self._known.add(task)
             if group := self._cgroups.find(task):
                 self._groups[task] = group
+                self._watch_memory(task, group, Limits(memory=group.stat("mem").get("limit_bytes")))
             for number, (end, start, eof) in record["spools"].items():
                 self._listener.output(task, int(number), end, start, bool(eof))
             end_record = self._unclaimed.pop(task, record["exit"])
@@ -303,21 +320,25 @@ class LinuxDriver:
             peak_bytes=_integer(record["peak_bytes"]),
         )
         self._unfollow(task)
-        group = self._groups.pop(task, None)
+        group = self._groups.get(task)
         if not group:
             return exit
         mem, cpu = group.stat("mem"), group.stat("cpu")
-        if kills := group.oom_kills():
-            self._listener.event(task, "oom", {"kills": kills, "limit_bytes": mem.get("limit_bytes", 0)})
-            if exit.code == 128 + SIGKILL:
-                exit = replace(exit, reason="out of memory")
-        self._cgroups.remove(group)
+        if exit.code == 128 + SIGKILL and group.oom_kills():
+            exit = replace(exit, reason="out of memory")
+        self._drop_group(task)
         return replace(
             exit,
             user_usec=cpu.get("user_usec", exit.user_usec),
             system_usec=cpu.get("system_usec", exit.system_usec),
             peak_bytes=mem.get("peak_bytes", exit.peak_bytes),
         )
+
+    def _drop_group(self, task: str) -> None:
+        if watch := self._oom.pop(task, None):
+            watch.finish()
+        if group := self._groups.pop(task, None):
+            self._cgroups.remove(group)
 
     def _lost(self, reason: str) -> None:
         if not self._quitting:
@@ -343,11 +364,16 @@ async def opened(state: Path, listener: Listener, *, cgroup: str | None = "auto"
     driver = LinuxDriver(listener, groups)
     ensure(state)
     try:
-        async with connect(state, on_event=driver._event, on_lost=driver._lost) as client:
+        async with (
+            trio.open_nursery() as nursery,
+            connect(state, on_event=driver._event, on_lost=driver._lost) as client,
+        ):
             driver._client = client
+            driver._nursery = nursery
             driver.vault = SupervisorVault(client)
             groups.kill_all(but=await client.call("list"))
             yield driver
+            nursery.cancel_scope.cancel()
     finally:
         groups.close()
 
