@@ -2,6 +2,7 @@
 
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from errno import ENOENT
@@ -26,7 +27,10 @@ def shell(served: Served) -> Iterator[Prisoner]:
 
 
 def mounts(pid: int | str = "self") -> list[str]:
-    return sorted(line.split(" ", 4)[4] for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines())
+    """Return where what is mounted for a process, but for what others keep in /tmp meanwhile."""
+    lines = [line.split(" ", 4)[4] for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines()]
+    ours = tempfile.gettempdir()
+    return sorted(line for line in lines if line.startswith(ours) or not line.startswith("/tmp/"))
 
 
 def folder(tmp_path: Path, name: str) -> Path:
