@@ -52,19 +52,26 @@ class Homes:
 
     def new(self, task: int) -> User:
         """Return a new user with an empty home, 0700. ENOSPC when every uid still has a home."""
-        home = self._root / str(task)
+        return self.make(str(task), f"pw-{task}", task)
+
+    def make(self, home: str, name: str, seed: int) -> User:
+        """Return a new user called `name` with an empty home of that name; `seed` is where the search for a uid begins.
+
+        EEXIST if there is such a home.
+        """
+        place = self._root / home
         uid, gid = os.getuid(), os.getgid()
         if self._privileged:
-            uid = gid = self._free_uid(task)
-        home.mkdir(mode=0o700)
+            uid = gid = self._free_uid(seed)
+        place.mkdir(mode=0o700)
         if self._privileged:
-            os.chown(home, uid, gid)
+            os.chown(place, uid, gid)
             self._taken.add(uid)
-        return User(name=f"pw-{task}", uid=uid, gid=gid, home=str(task))
+        return User(name=name, uid=uid, gid=gid, home=home)
 
-    def _free_uid(self, task: int) -> int:
+    def _free_uid(self, seed: int) -> int:
         for step in range(self._count):
-            uid = self._first + (task + step) % self._count
+            uid = self._first + (seed + step) % self._count
             if uid not in self._taken:
                 return uid
         raise OSError(ENOSPC, "every uid of the range still has a home")

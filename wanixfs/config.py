@@ -1,9 +1,10 @@
 """What the server is told at start: one frozen value, checked once, passed down from the composition root."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from tasks.sessions.policy import Policy as SessionPolicy
 from vfs.ninep import address as addresses
 
 UID_MAX = 2**31 - 1
@@ -60,12 +61,20 @@ class Config:
     """How long a task may stay allocated without ever being configured or started."""
     spool_limit: int = 64 << 20
     """Newest bytes kept of each output stream."""
+    sessions: SessionPolicy = field(default_factory=SessionPolicy)
+    session_template: Path | None = None
+    """A directory that is copied into the home of every new session."""
     first_uid: int = 200_000
     last_uid: int = 265_535
     """Uids given to task users, both inclusive."""
 
     def __post_init__(self) -> None:
-        for name, path in (("state", self.state), ("mount", self.mount), ("namespace", self.namespace)):
+        for name, path in (
+            ("state", self.state),
+            ("mount", self.mount),
+            ("namespace", self.namespace),
+            ("session-template", self.session_template),
+        ):
             if path is not None and not path.is_absolute():
                 raise ConfigError(f"{name}: not an absolute path: {path}")
         if not self.listen:

@@ -22,6 +22,8 @@ from tasks.homes import Homes
 from tasks.ports import Vault
 from tasks.recovery import reconcile, replay
 from tasks.service import Policy, TaskService
+from tasks.sessions.chronicle import Chronicle
+from tasks.sessions.service import Sessions
 from tasks.sniff import sniff
 from tasks.srv import Srv
 from tasks.store import Journal
@@ -72,6 +74,13 @@ class House:
                 keep_seconds=config.keep_seconds,
                 spool_limit=config.spool_limit,
             ),
+        )
+        self.sessions = Sessions(
+            chronicle=Chronicle(state / "sessions.db"),
+            service=self.service,
+            writer=lambda: self.views.admin.namespace,
+            policy=config.sessions,
+            template=config.session_template,
         )
         self.tree = TaskTree(self.service, makers=_group_id(config.group))
 
@@ -129,6 +138,11 @@ class House:
             return self.homes.node(task.spec.user)
 
         return view.node("home", lambda: LiveDir(users, home, kind=statmod.S_IFDIR, mode=0o755))
+
+    def close(self) -> None:
+        """Close what is kept on disk."""
+        self.sessions.chronicle.close()
+        self.journal.close()
 
     async def _rebuild(self, task: Task, script: str) -> None:
         """Make a task's namespace again from its script, with the administrator's authority."""

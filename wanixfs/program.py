@@ -79,6 +79,7 @@ async def _serve(config: Config) -> bool:
             log.info("serving", addresses=list(config.listen), mount=str(mount.path) if mount else None)
             number = await anext(signals)
             log.info("stopping", signal=signal.Signals(number).name)
+            house.sessions.halt()
             if number == signal.SIGHUP:
                 notify("RELOADING=1")
                 await house.service.settle()
@@ -102,13 +103,14 @@ async def opened(config: Config) -> AsyncIterator[tuple[House, LinuxDriver]]:
                 wasi = WasiDriver(driver, house.service, files, config.state / "wasm")
                 await house.open({driver.name: driver, wasi.name: wasi}, driver.vault)
                 await nursery.start(house.service.run)
+                await nursery.start(house.sessions.run)
                 yield house, driver
             except Exception:
                 if await driver.is_idle():  # started for nothing
                     await driver.quit()
                 raise
             nursery.cancel_scope.cancel()
-    house.journal.close()
+    house.close()
 
 
 async def _listen(house: House, stack: AsyncExitStack) -> None:

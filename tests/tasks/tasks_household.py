@@ -80,9 +80,10 @@ async def household(tmp_path, survivor=None, **settings):
         driver = FakeDriver(house.service, survivor)
         await house.open({"linux": driver}, NoVault())
         await nursery.start(house.service.run)
+        await nursery.start(house.sessions.run)
         yield Household(house, driver)
         nursery.cancel_scope.cancel()
-    house.journal.close()
+    house.close()
 
 
 def run(tmp_path, test, **settings):

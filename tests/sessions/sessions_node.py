@@ -1,0 +1,73 @@
+"""A node whose sessions' tasks are fake, for tests of what sessions do: every output and end comes from the test."""
+
+from contextlib import asynccontextmanager
+
+import trio
+
+from tasks.drivers.fake import FakeDriver
+from tasks.ports import NoVault
+from tasks.sessions.policy import Policy
+from wanixfs.config import Config
+from wanixfs.house import House
+
+SCRIPT = "bind #task /task\nbind #tmp /tmp\n"
+SECONDS = 20
+
+
+class Node:
+    """A node in this process, and the shorthands of these tests."""
+
+    def __init__(self, house, driver):
+        self.house = house
+        self.driver = driver
+        self.sessions = house.sessions
+        self.chronicle = house.sessions.chronicle
+
+    async def until(self, holds):
+        """Wait until `holds()`: whatever is shown is told of when it changes."""
+        with trio.fail_after(SECONDS):
+            while not holds():
+                await self.chronicle.changed.wait()
+
+    async def started(self, count):
+        """Wait until that many tasks were ever started; return the last."""
+        with trio.fail_after(SECONDS):
+            while len(self.driver.tasks) + len(self.driver.forgotten) < count:
+                await self.house.service.changes.wait()
+            return max(self.driver.tasks, key=int)
+
+    async def ended(self, turn):
+        await self.until(lambda: self.sessions.turn(turn.id).state.ended)
+        return self.sessions.turn(turn.id)
+
+    def kinds(self, session):
+        return [row.kind for row in self.chronicle.since(0, session, 10_000)]
+
+
+@asynccontextmanager
+async def node(tmp_path, survivor=None, **policy):
+    """Open a node over `tmp_path`; opened again there with the driver that survived, it is the next server."""
+    script = tmp_path / "init.ns"
+    script.write_text(SCRIPT)
+    config = Config(state=tmp_path / "state", listen=("unix!/nowhere",), namespace=script, sessions=Policy(**policy))
+    config.state.mkdir(exist_ok=True)
+    async with trio.open_nursery() as nursery:
+        house = House(config, nursery)
+        driver = FakeDriver(house.service, survivor)
+        await house.open({"linux": driver}, NoVault())
+        await nursery.start(house.service.run)
+        await nursery.start(house.sessions.run)
+        yield Node(house, driver)
+        house.sessions.halt()
+        nursery.cancel_scope.cancel()
+    house.close()
+
+
+def run(test, tmp_path, **policy):
+    """Run the coroutine function `test` with a node of its own."""
+
+    async def main():
+        async with node(tmp_path, **policy) as one:
+            await test(one)
+
+    trio.run(main)
