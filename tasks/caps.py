@@ -6,7 +6,7 @@ import stat as statmod
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from errno import EBUSY, EFBIG, ENOSPC
+from errno import EBUSY, EDQUOT, EFBIG, ENOSPC
 from functools import partial
 from tempfile import TemporaryFile
 
@@ -28,6 +28,7 @@ from vfs.walk import open_path
 
 KINDS = ("pipe", "duplex", "mem", "tar", "signal", "9p")
 MAX_CAPS = 10_000
+MAX_CAPS_OF_USER = 1000
 MAX_ARCHIVE = 1 << 30
 
 
@@ -77,9 +78,14 @@ class Caps:
                 cap.error = "what was in it was lost with the server"
 
     def make(self, kind: str, owner: Task | None) -> Cap:
-        """Allocate a capability of that kind for `owner`."""
+        """Allocate a capability of that kind for `owner`. ENOSPC, EDQUOT at a limit."""
         if len(self._caps) >= MAX_CAPS:
             raise OSError(ENOSPC, f"more than {MAX_CAPS} capabilities")
+        if (
+            owner
+            and sum(cap.owner is not None and cap.uid == owner.uid for cap in self._caps.values()) >= MAX_CAPS_OF_USER
+        ):
+            raise OSError(EDQUOT, f"the tasks of a user have at most {MAX_CAPS_OF_USER} capabilities")
         cap = self._new(self._journal.next("cap"), kind, owner)
         _BUILD[kind](self, cap)
         self._journal.append(owner.id if owner else 0, "cap made", {"cap": cap.id, "kind": kind})

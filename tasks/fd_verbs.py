@@ -77,6 +77,8 @@ class FdVerbs:
         self._task.check_configurable()
         if self._task.spec.pty is not None and number < 3:
             raise OSError(EBUSY, f"descriptor {number} is the terminal")
+        if not self._view.admin:
+            self._service.check_descriptors(self._task)
         return number
 
     def _set(self, number: int, entry: Held | Inherited | Gone) -> None:

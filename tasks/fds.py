@@ -94,6 +94,11 @@ class FdTable:
     def numbers(self) -> list[int]:
         return sorted({0, 1, 2} | set(self.entries))
 
+    @property
+    def held(self) -> int:
+        """How many descriptors are kept for the task's start."""
+        return sum(isinstance(entry, Held) for entry in self.entries.values())
+
     def shows(self, number: int) -> str:
         """Return where a descriptor points, in words."""
         entry = self.entries.get(number)

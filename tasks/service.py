@@ -9,9 +9,10 @@ import os
 import shutil
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
-from errno import EAGAIN, EBUSY, EDEADLK, EEXIST, EINVAL, EIO, ENODEV, ENOENT, ENOSPC, ENOTSUP, ESRCH
+from errno import EAGAIN, EBUSY, EDEADLK, EDQUOT, EEXIST, EINVAL, EIO, ENODEV, ENOENT, ENOSPC, ENOTSUP, ESRCH
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,9 @@ class Policy:
     keep_exited: int = 1000
     keep_seconds: float = 86400.0
     max_tasks: int = 200_000
+    tasks_of_user: int = 4096
+    descriptors_of_user: int = 1024
+    """What the tasks of one user may have in all; the administrator may give them more."""
     spool_limit: int = 64 << 20
 
 
@@ -91,6 +95,7 @@ class TaskService:
         self.policy = policy or Policy()
         self.tasks: dict[int, Task] = {}
         self.top: dict[int, Task] = {}
+        self.count_of: Counter[int] = Counter()  # tasks by uid
         self.aliases: dict[tuple[int, str], Task] = {}
         self.changes = Signal()
         self.child_exits = Signal()
@@ -109,12 +114,15 @@ class TaskService:
     # Making, finding and removing
 
     def create(self, parent: Task | None, *, user: User | None = None, now: float | None = None) -> Task:
-        """Allocate a task as a child of `parent` (None: the administrator). ENOSPC at the limit.
+        """Allocate a task as a child of `parent` (None: the administrator). ENOSPC, EDQUOT at a limit.
 
         A task of the administrator gets a new user unless one is given.
         """
         if len(self.tasks) >= self.policy.max_tasks:
             raise OSError(ENOSPC, "too many tasks")
+        maker = parent.spec.user if parent else user
+        if maker and self.count_of[maker.uid] >= self.policy.tasks_of_user:
+            raise OSError(EDQUOT, f"a user has at most {self.policy.tasks_of_user} tasks")
         number = self.journal.next("task")
         if parent is None:
             user = user or self.homes.new(number)
@@ -133,6 +141,7 @@ class TaskService:
 
     def schedule(self, now: float) -> None:
         """Set the times at which restored tasks are no longer needed, and let those that waited go on."""
+        self.count_of = Counter(task.uid for task in self.tasks.values())
         for task in self.tasks.values():
             if task.ended:
                 self._exited[task.id] = (task.times.exited or now) + self.policy.keep_seconds
@@ -144,6 +153,7 @@ class TaskService:
 
     def _add(self, task: Task) -> None:
         self.tasks[task.id] = task
+        self.count_of[task.uid] += 1
         (task.parent.children if task.parent else self.top)[task.id] = task
 
     def children(self, parent: Task | None) -> dict[int, Task]:
@@ -201,6 +211,7 @@ class TaskService:
     def _forget(self, tasks: list[Task]) -> None:
         for task in tasks:
             task.state = State.EXITED  # nothing that is still open of it can start it any more
+            self._uncount(task.uid)
             self._adopt_children(task)
             for known in (self.tasks, self._unused, self._exited, self._waiting):
                 known.pop(task.id, None)
@@ -276,8 +287,24 @@ class TaskService:
 
     def configure(self, task: Task, what: str, **fields: Any) -> None:
         """Change the description of a task that is not started, and journal it. EBUSY."""
+        before = task.uid
         task.configure(**fields)
+        if task.uid != before:
+            self._uncount(before)
+            self.count_of[task.uid] += 1
         self.touched(task, what, None, {"spec": task.spec.to_json()})
+
+    def _uncount(self, uid: int) -> None:
+        self.count_of[uid] -= 1
+        if not self.count_of[uid]:
+            del self.count_of[uid]
+
+    def check_descriptors(self, task: Task) -> None:
+        """Raise EDQUOT where the tasks of this one's user hold as many descriptors as they may."""
+        limit = self.policy.descriptors_of_user
+        tables = (other.fds for other in self.tasks.values() if other.has_fds and other.uid == task.uid)
+        if sum(table.held for table in tables) >= limit:
+            raise OSError(EDQUOT, f"the tasks of a user hold at most {limit} descriptors")
 
     # Starting
 

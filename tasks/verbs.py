@@ -1,5 +1,6 @@
 """The verbs of `/task/<id>/ctl`, with the authority of the view through which they were written."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from errno import ENOTSUP, EPERM
@@ -118,7 +119,10 @@ class TaskVerbs:
         task = self._task
         if task.ended:
             task.check_configurable()
-        task.spec = replace(task.spec, timeout=value)
+        age = time.time() - (task.times.started or 0) if task.state.live else 0.0
+        if self._view.task is task and task.spec.timeout is not None and age + value > task.spec.timeout:
+            raise OSError(EPERM, "a task may only shorten its own time")
+        task.spec = replace(task.spec, timeout=age + value)
         self._service.touched(task, "timeout", None, {"spec": task.spec.to_json()})
         if task.state.live:
             self._service.arm_timeout(task, value)

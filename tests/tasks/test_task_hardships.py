@@ -1,13 +1,16 @@
 """What goes wrong around tasks: files open past a removal, full disks, homes too deep, servers that come back."""
 
 import os
-from errno import EAGAIN, EBUSY, ENOENT, ENOSPC
+import time
+from dataclasses import replace
+from errno import EAGAIN, EBUSY, EDQUOT, ENOENT, ENOSPC, EPERM
 
 import pytest
 import trio
 import trio.testing
-from tasks_household import household, run
+from tasks_household import household, refused, run
 
+from tasks import caps
 from tasks.homes import Homes
 from tasks.store import Journal
 from vfs.node import ROOT
@@ -326,3 +329,76 @@ def test_a_server_that_leaves_first_brings_its_starts_to_their_end(tmp_path):
         assert await node.cat(f"/task/{id}/status") == "running\n"
 
     run(tmp_path, test)
+
+
+def test_task_cannot_use_up_what_is_everybodys(tmp_path):
+    async def test(node):
+        node.service.policy = replace(node.service.policy, tasks_of_user=4, descriptors_of_user=2)
+        greedy, other = await node.started(), await node.started()
+        for _ in range(3):
+            await node.new(task=greedy)
+        await refused(EDQUOT, node.cat("/task/new", task=greedy))
+        child = await node.new(task=other)
+        assert child in await node.ls("/task", task=other)
+        for number in (3, 4):
+            await node.echo(f"dup {number} /dev/null", f"/task/{child}/fd/ctl", task=other)
+        await refused(EDQUOT, node.echo("dup 5 /dev/null", f"/task/{child}/fd/ctl", task=other))
+        await node.echo("dup 5 /dev/null", f"/task/{child}/fd/ctl")
+        await node.new()
+
+    run(tmp_path, test)
+
+
+def test_task_cannot_use_up_the_capabilities(tmp_path, monkeypatch):
+    monkeypatch.setattr(caps, "MAX_CAPS_OF_USER", 2)
+
+    async def test(node):
+        greedy, other = await node.started(), await node.started()
+        for _ in range(2):
+            await node.cat("/cap/new/mem", task=greedy)
+        await refused(EDQUOT, node.cat("/cap/new/mem", task=greedy))
+        await node.cat("/cap/new/mem", task=other)
+        for _ in range(3):
+            await node.cat("/cap/new/mem")
+
+    run(tmp_path, test)
+
+
+def test_share_of_a_user_is_given_back_and_outlives_the_server(tmp_path):
+    async def make(node):
+        node.service.policy = replace(node.service.policy, tasks_of_user=3)
+        greedy = await node.started()
+        first = await node.new("cmd x", task=greedy)
+        await node.new("cmd x", task=greedy)
+        await refused(EDQUOT, node.cat("/task/new", task=greedy))
+        await node.echo("remove", f"/task/{first}/ctl", task=greedy)
+        await node.new("cmd x", task=greedy)
+        assert sum(node.service.count_of.values()) == len(node.service.tasks) == 3
+        return greedy
+
+    async def main():
+        async with household(tmp_path) as node:
+            greedy = await make(node)
+            await node.echo("user nobody", f"/task/{await node.new('cmd x')}/ctl")
+            before, survivor = dict(node.service.count_of), node.driver
+        async with household(tmp_path, survivor) as node:
+            assert dict(node.service.count_of) == before
+            node.service.policy = replace(node.service.policy, tasks_of_user=3)
+            await refused(EDQUOT, node.cat("/task/new", task=greedy))
+
+    trio.run(main)
+
+
+def test_task_may_shorten_its_own_time_but_not_lengthen_it(tmp_path):
+    async def main():
+        async with household(tmp_path) as node:
+            id = await node.started("timeout 30")
+            ctl = f"/task/{id}/ctl"
+            await refused(EPERM, node.echo("timeout 31", ctl, task=id))
+            node.service.tasks[int(id)].times = replace(node.service.tasks[int(id)].times, started=time.time() - 20)
+            await refused(EPERM, node.echo("timeout 15", ctl, task=id))
+            await node.echo("timeout 5", ctl, task=id)
+            await node.echo("timeout 50", ctl)
+            assert 69.9 < node.service.tasks[int(id)].spec.timeout < 75, "counted from its start"
+
+    trio.run(main)
