@@ -312,13 +312,15 @@ def test_network_is_refused_and_limits_offered(tmp_path: Path) -> None:
     run(tmp_path, body)
 
 
-def test_task_outlives_the_server_but_not_its_files(tmp_path: Path) -> None:
+def test_task_and_its_host_files_outlive_the_server_but_not_its_tree(tmp_path: Path) -> None:
     program = Program()
     before = program.open("tmp/new", CREATE)
+    control = program.open("task/self/ctl")
     program.write(2, b"ready")
     line, count = program.room(8), program.u32()
     program.call("fd_read", 0, *program.vector(line), count)
-    after = program.write(before.value, b"nobody listens")
+    after = program.write(before.value, b"kept")
+    command = program.write(control.value, b"label a=b")
     opened = program.call("path_open", 3, 0, *program.text("tmp"), 0, 0, 0, 0, program.u32())
 
     async def main() -> None:
@@ -331,6 +333,8 @@ def test_task_outlives_the_server_but_not_its_files(tmp_path: Path) -> None:
             await second.echo("go", f"/task/{task}/fd/0")
             found = await second.end(task)
             assert found.code == 0 and found.bytes(line, found[count]) == b"go\n"
-            assert (found[before], found[after], found[opened]) == (4, IO, IO)
+            assert (found[before], found[control], found[after]) == (4, 5, SUCCESS)
+            assert (found[command], found[opened]) == (IO, IO)
+            assert (second.tmp / "new").read_bytes() == b"kept"
 
     trio.run(main)

@@ -9,6 +9,7 @@ import os
 import stat as statmod
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from errno import (
     E2BIG,
@@ -88,6 +89,8 @@ class Operations:
     def __init__(self, attach: Attach, locks: LockTable, listings: Listings, peer: PeerCred | None) -> None:
         self.fids: dict[int, Fid] = {}
         self.payload = 0
+        self.passed: list[int] | None = None
+        """For a client that takes them: descriptors of what it opened, to be sent beside the reply and closed."""
         self._attach = attach
         self._locks = locks
         self._listings = listings
@@ -96,6 +99,8 @@ class Operations:
     def reset(self, msize: int) -> None:
         """Release every fid, as Tversion and the end of the connection do (nothing is flushed: the client is gone)."""
         self.payload = msize - READ_OVERHEAD
+        while self.passed:
+            os.close(self.passed.pop())
         fids, self.fids = self.fids, {}
         for fid in fids.values():
             fid.close()
@@ -236,6 +241,9 @@ class Operations:
         fid.readable = flags & _ACCESS != os.O_WRONLY
         fid.writable = flags & _ACCESS != os.O_RDONLY
         fid.nonblock = bool(flags & DOTL_NONBLOCK)
+        if self.passed is not None and handle.fileno() >= 0:
+            with suppress(OSError):  # too many are open: the client reads and writes through us
+                self.passed.append(os.dup(handle.fileno()))
 
     async def lcreate(self, number: int, name: str, flags: int, mode: int, gid: int) -> Opened:
         fid = self._closed(number)

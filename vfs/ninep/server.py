@@ -5,6 +5,7 @@ socket is ready. Only requests that wait are trio tasks. Replies leave in one se
 nothing is received, so a client that does not read stops only itself.
 """
 
+import os
 import select
 import socket
 from collections.abc import Iterable
@@ -51,6 +52,7 @@ class Connection:
         "_end",
         "_interest",
         "_limit",
+        "_passed",
         "_server",
         "_socket",
         "_start",
@@ -59,7 +61,7 @@ class Connection:
         "session",
     )
 
-    def __init__(self, server: "Server", connected: socket.socket, attach: Attach) -> None:
+    def __init__(self, server: "Server", connected: socket.socket, attach: Attach, *, pass_files: bool) -> None:
         connected.setblocking(False)
         if connected.family in (socket.AF_INET, socket.AF_INET6):
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -74,6 +76,9 @@ class Connection:
         self.session = Session(
             attach, spawn=self._spawn, locks=server.locks, listings=server.listings, peer=peer_of(connected)
         )
+        self._passed: list[int] = []
+        if pass_files:
+            self.session.operations.passed = self._passed
 
     def step(self) -> None:
         """Receive, answer and send what the socket allows now."""
@@ -140,7 +145,9 @@ class Connection:
         out = session.out
         try:
             while session.out_size:
-                if len(out) == 1:
+                if self._passed:
+                    count = self._pass()
+                elif len(out) == 1:
                     count = self._socket.send(out[0])
                 elif session.out_size < len(out) * _WORTH_SENDMSG:
                     count = self._socket.send(b"".join(out))
@@ -150,6 +157,13 @@ class Connection:
         except (BlockingIOError, InterruptedError):
             return False
         return True
+
+    def _pass(self) -> int:
+        """Send output with descriptors beside its first byte: of the one reply that the client waits for."""
+        count = socket.send_fds(self._socket, self.session.out[:_IOV], self._passed)
+        while self._passed:
+            os.close(self._passed.pop())
+        return count
 
     def _await(self, interest: int) -> None:
         self._server.epoll.modify(self._socket, interest)
@@ -242,9 +256,13 @@ class Server:
                     continue
                 self.adopt(connected, attach)
 
-    def adopt(self, connected: socket.socket, attach: Attach) -> Connection:
-        """Serve one connected stream socket (accepted elsewhere, half of a pair, a guest's vsock), now the server's."""
-        connection = Connection(self, connected, attach)
+    def adopt(self, connected: socket.socket, attach: Attach, *, pass_files: bool = False) -> Connection:
+        """Serve one connected stream socket (accepted elsewhere, half of a pair, a guest's vsock), now the server's.
+
+        With `pass_files` (on a unix socket) the reply to an open of a host's file has its descriptor beside it, for a
+        client that waits for every reply: data then needs no server.
+        """
+        connection = Connection(self, connected, attach, pass_files=pass_files)
         self.epoll.register(connected, select.EPOLLIN)
         self._connections[connected.fileno()] = connection
         return connection

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from errno import EIO
 from typing import Any, Final
 
+from tasks.taskd.protocol import FDS_SPACE, received_fds
 from vfs.ninep.codec import HEADER, ProtocolError, decode_body, pieces, qid_parts
 from vfs.ninep.messages import HEADER_SIZE, NOFID, NONUNAME, NOTAG, NUMBER, READ_OVERHEAD, VERSION
 
@@ -35,13 +36,16 @@ class Client:
         if version != VERSION or msize != MSIZE:
             raise OSError(EIO, f"the server speaks {version!r}, {msize} bytes")
 
-    def _call(self, name: str, *values: Any, tag: int = _TAG) -> tuple[Any, ...]:
-        """Send a request and return its reply's values; data among them is valid until the next request."""
+    def _call(self, name: str, *values: Any, tag: int = _TAG, passed: list[int] | None = None) -> tuple[Any, ...]:
+        """Send a request and return its reply's values; data among them is valid until the next request.
+
+        Descriptors beside the reply are added to `passed`, or closed.
+        """
         number = NUMBER[name]
         parts, _ = pieces(number, tag, values)
         try:
             self._send(parts)
-            size = self._receive()
+            size = self._receive(passed)
         except OSError as error:
             raise OSError(EIO, "the server is gone") from error
         _, kind, _ = HEADER.unpack_from(self._buffer)
@@ -61,11 +65,16 @@ class Client:
         else:
             self._socket.sendall(b"".join(parts))
 
-    def _receive(self) -> int:
+    def _receive(self, passed: list[int] | None) -> int:
         """Receive one frame into the buffer and return its size."""
         have, size = 0, HEADER_SIZE
         while have < size:
-            count = self._socket.recv_into(self._view[have:])
+            if passed is None:
+                count = self._socket.recv_into(self._view[have:])
+            else:
+                room = [self._view[have:]]
+                count, extra, _, _ = self._socket.recvmsg_into(room, FDS_SPACE, socket.MSG_CMSG_CLOEXEC)
+                passed += received_fds(extra)
             if not count:
                 raise ConnectionResetError
             have += count
@@ -134,13 +143,13 @@ class Client:
 
     # Files
 
-    def open(self, fid: int, flags: int) -> None:
-        self._call("Tlopen", fid, flags)
+    def open(self, fid: int, flags: int, passed: list[int] | None = None) -> None:
+        """Open the file that `fid` is. Where it is a host's, a descriptor of it is added to `passed`."""
+        self._call("Tlopen", fid, flags, passed=passed)
 
-    def create(self, fid: int, name: str, flags: int, mode: int) -> int:
-        """Turn a directory's fid into the open new file `name`; return the type of its qid."""
-        qid, _ = self._call("Tlcreate", fid, name, flags, mode, 0xFFFFFFFF)
-        return qid_parts(qid)[0]
+    def create(self, fid: int, name: str, flags: int, mode: int, passed: list[int]) -> None:
+        """Turn a directory's fid into the open new file `name`; see `open`."""
+        self._call("Tlcreate", fid, name, flags, mode, 0xFFFFFFFF, passed=passed)
 
     def read(self, fid: int, offset: int, count: int) -> memoryview:
         """Return up to `count` bytes, none at the end; valid until the next request."""

@@ -56,7 +56,7 @@ def check(module: wasmtime.Module) -> None:
 
 
 def main() -> None:
-    engine = new_engine()
+    engine = new_engine(in_parallel=True)
     give_up_privileges()
     try:
         module = wasmtime.Module(engine, sys.stdin.buffer.read())

@@ -3,6 +3,7 @@
 import os
 import stat as statmod
 import time
+from collections.abc import Sequence
 from errno import EBADF, EINVAL, EISDIR, ENOTDIR, ENOTSUP, ESPIPE
 from fcntl import F_GETFL, F_SETFL, fcntl
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from tasks.drivers.wasi.abi import (
     WRITING,
     filetype,
 )
-from tasks.drivers.wasi.client import Client
+from tasks.drivers.wasi.client import PAYLOAD, Client
 from vfs.ninep.codec import DIRENT as NINEP_DIRENT
 from vfs.ninep.messages import (
     SETATTR_ATIME,
@@ -63,11 +64,11 @@ class Descriptor:
     flags = 0
     """APPEND and NONBLOCK."""
 
-    def read(self, count: int, offset: int | None) -> bytes | memoryview:
-        """Return up to `count` bytes from `offset`, or with None from the position, which moves on; none at the end."""
+    def read(self, parts: Sequence[memoryview], offset: int | None) -> int:
+        """Fill `parts` from `offset`, or with None from the position, which moves on; return how many bytes came."""
         raise OSError(EISDIR, "is a directory")
 
-    def write(self, data: bytes | memoryview, offset: int | None) -> int:
+    def write(self, parts: Sequence[memoryview], offset: int | None) -> int:
         raise OSError(EISDIR, "is a directory")
 
     def seek(self, offset: int, whence: int) -> int:
@@ -114,11 +115,11 @@ class HostFile(Descriptor):
         if not statmod.S_ISREG(mode):
             self.rights &= ~SEEKING
 
-    def read(self, count: int, offset: int | None) -> bytes:
-        return os.read(self.number, count) if offset is None else os.pread(self.number, count, offset)
+    def read(self, parts: Sequence[memoryview], offset: int | None) -> int:
+        return os.readv(self.number, parts) if offset is None else os.preadv(self.number, parts, offset)
 
-    def write(self, data: bytes | memoryview, offset: int | None) -> int:
-        return os.write(self.number, data) if offset is None else os.pwrite(self.number, data, offset)
+    def write(self, parts: Sequence[memoryview], offset: int | None) -> int:
+        return os.writev(self.number, parts) if offset is None else os.pwritev(self.number, parts, offset)
 
     def seek(self, offset: int, whence: int) -> int:
         return os.lseek(self.number, offset, whence)
@@ -156,8 +157,33 @@ class HostFile(Descriptor):
         os.close(self.number)
 
 
+class PassedFile(HostFile):
+    """An open file of the tree that is one of the host's: its data need no server, its attributes are the tree's."""
+
+    def __init__(self, client: Client, fid: int, number: int, rights: int, flags: int) -> None:
+        self._client = client
+        self._fid = fid
+        self.number = number
+        self.type = REGULAR_FILE
+        self.rights = rights
+        self.flags = flags
+
+    def stat(self) -> Stat:
+        return stat_of(self._client, self._fid)
+
+    def set_size(self, size: int) -> None:
+        self._client.setattr(self._fid, SETATTR_SIZE, size=size)
+
+    def set_times(self, atime_ns: int | None, mtime_ns: int | None) -> None:
+        set_times(self._client, self._fid, atime_ns, mtime_ns)
+
+    def close(self) -> None:
+        os.close(self.number)
+        self._client.clunk(self._fid)
+
+
 class TreeFile(Descriptor):
-    """An open file of the tree. The position is kept here: the server knows none."""
+    """An open file of the tree that the server makes. The position is kept here: the server knows none."""
 
     def __init__(self, client: Client, fid: int, type: int, access: int, rights: int, flags: int) -> None:
         self._client = client
@@ -168,13 +194,22 @@ class TreeFile(Descriptor):
         self.flags = flags
         self.position = 0
 
-    def read(self, count: int, offset: int | None) -> memoryview:
+    def read(self, parts: Sequence[memoryview], offset: int | None) -> int:
+        count = sum(map(len, parts))
+        if not count:
+            return 0
         data = self._client.read(self._fid, self.position if offset is None else offset, count)
+        left = data
+        for part in parts:
+            size = min(len(part), len(left))
+            part[:size] = left[:size]
+            left = left[size:]
         if offset is None:
             self.position += len(data)
-        return data
+        return len(data)
 
-    def write(self, data: bytes | memoryview, offset: int | None) -> int:
+    def write(self, parts: Sequence[memoryview], offset: int | None) -> int:
+        data = parts[0] if len(parts) == 1 else _joined(parts)
         if offset is None and self.flags & APPEND:
             self.position = self.stat().size  # where the server puts it, unless others append just now
         count = self._client.write(self._fid, self.position if offset is None else offset, data)
@@ -280,6 +315,16 @@ class TreeDirectory(Descriptor):
         if self._listed:
             self._client.clunk(self._listed)
         self._client.clunk(self.fid)
+
+
+def _joined(parts: Sequence[memoryview]) -> bytes:
+    """Return what one write takes of these parts of memory."""
+    room = PAYLOAD
+    taken = []
+    for part in parts:
+        taken.append(part[:room])
+        room -= len(taken[-1])
+    return b"".join(taken)
 
 
 def open_flags(flags: int) -> int:

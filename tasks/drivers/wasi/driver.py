@@ -4,8 +4,8 @@ To the supervisor they are processes like others, with its kills, limits,
 spools and accounts. What is special: the process is forked from a warm
 program instead of executed, and every file it opens is in the task's
 namespace, which the server serves to it over 9P on a socket of its own. It
-needs neither root nor a mount. When the server dies its files are gone (EIO);
-what it computes, and its pipes, go on.
+needs neither root nor a mount. When the server dies what it computes goes on,
+with its pipes and the host's files that it has open; all others are gone (EIO).
 """
 
 import os
@@ -112,7 +112,7 @@ class WasiDriver:
 
         ours, theirs = socket.socketpair()
         with theirs:
-            self._files.adopt(ours, attach)
+            self._files.adopt(ours, attach, pass_files=True)
             memory = launch.limits.memory
             warm = Warm(
                 program=PROGRAM,

@@ -3,11 +3,15 @@
 import wasmtime
 
 
-def new_engine() -> wasmtime.Engine:
-    """Return an engine for modules with one memory and one thread. Makes no thread itself, so it survives fork(2)."""
+def new_engine(*, in_parallel: bool = False) -> wasmtime.Engine:
+    """Return an engine for modules with one memory, which stays where it is, and one thread.
+
+    It makes no thread itself, so it survives fork(2), unless it compiles `in_parallel`.
+    """
     config = wasmtime.Config()
     config.wasm_threads = False
     config.wasm_multi_memory = False
     config.wasm_memory64 = False
-    config.parallel_compilation = False
+    config.memory_may_move = False
+    config.parallel_compilation = in_parallel
     return wasmtime.Engine(config)

@@ -9,13 +9,13 @@ import heapq
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from errno import EBADF, EEXIST, EINVAL, EISDIR, ELOOP, EMFILE, ENAMETOOLONG, ENOENT, ENOTDIR, ENOTSOCK, ENOTSUP
 from typing import NoReturn
 
 import wasmtime
 
-from tasks.drivers.wasi import paths
+from tasks.drivers.wasi import hostcalls, paths
 from tasks.drivers.wasi.abi import (
     ALL_RIGHTS,
     APPEND,
@@ -31,7 +31,6 @@ from tasks.drivers.wasi.abi import (
     FILE_RIGHTS,
     FILESTAT,
     FOLLOW,
-    MODULE,
     MTIM,
     MTIM_NOW,
     NONBLOCK,
@@ -44,7 +43,6 @@ from tasks.drivers.wasi.abi import (
     U64,
     WRITING,
     Rights,
-    errno_of,
 )
 from tasks.drivers.wasi.client import PAYLOAD, Client
 from tasks.drivers.wasi.descriptors import (
@@ -52,6 +50,7 @@ from tasks.drivers.wasi.descriptors import (
     NOW,
     Descriptor,
     HostFile,
+    PassedFile,
     TreeDirectory,
     TreeFile,
     allocate,
@@ -70,8 +69,6 @@ MAX_DESCRIPTORS = 65536
 MAX_RANDOM = 1 << 20
 CLOCKS = (time.CLOCK_REALTIME, time.CLOCK_MONOTONIC, time.CLOCK_PROCESS_CPUTIME_ID, time.CLOCK_THREAD_CPUTIME_ID)
 _FLAGS = APPEND | DSYNC | NONBLOCK | RSYNC | SYNC
-_TYPES = {"u": wasmtime.ValType.i32, "p": wasmtime.ValType.i32, "L": wasmtime.ValType.i64, "S": wasmtime.ValType.i64}
-_MASKS = {"u": 0xFFFF_FFFF, "p": 0xFFFF_FFFF, "L": (1 << 64) - 1, "S": -1}
 
 
 class Preview1:
@@ -90,9 +87,7 @@ class Preview1:
         """Return a linker that has all of the functions. It takes long, so it is done before there is a task."""
         linker = wasmtime.Linker(engine)
         for name, kinds in SIGNATURES.items():
-            results = [] if name == "proc_exit" else [wasmtime.ValType.i32()]
-            kind = wasmtime.FuncType([_TYPES[letter]() for letter in kinds], results)
-            linker.define_func(MODULE, name, kind, self._entry(getattr(self, name), kinds), access_caller=True)
+            hostcalls.define(linker, self._memory, name, kinds, getattr(self, name))
         return linker
 
     def begin(
@@ -117,24 +112,10 @@ class Preview1:
         self._table = {number: HostFile(number) for number in given}
         self._table[PREOPENED] = TreeDirectory(client, root, ALL_RIGHTS, ALL_RIGHTS, preopened=b"/")
 
-    def _entry(self, function: Callable[..., None], kinds: str) -> Callable[..., int]:
-        masks = [_MASKS[letter] for letter in kinds]
-        enter = self._memory.enter
-
-        def call(caller: wasmtime.Caller, *values: int) -> int:
-            enter(caller)
-            try:
-                function(*[value & mask for value, mask in zip(values, masks, strict=True)])
-            except OSError as error:
-                return errno_of(error)
-            return 0
-
-        return call
-
     def close(self) -> None:
         """Close everything that the module left open, so that what it wrote takes effect."""
         for descriptor in self._table.values():
-            if not isinstance(descriptor, HostFile):
+            if not isinstance(descriptor, HostFile):  # those have no server to be told
                 try:
                     descriptor.close()
                 except OSError:
@@ -229,16 +210,9 @@ class Preview1:
         self._read(self._get(number, READING | Rights.FD_SEEK.value), vectors, count, _offset(offset), at)
 
     def _read(self, source: Descriptor, vectors: int, count: int, offset: int | None, at: int) -> None:
-        parts = [part for part in self._memory.vectors(vectors, count) if part]
-        self._memory.slice(at, 4)
-        done = 0
-        if parts:
-            data = source.read(min(sum(map(len, parts)), PAYLOAD), offset)
-            for part in parts:
-                piece = data[done : done + len(part)]
-                part[: len(piece)] = piece
-                done += len(piece)
-        self._memory.put_u32(at, done)
+        parts = self._memory.vectors(vectors, count)
+        self._memory.check(at, 4)
+        self._memory.put_u32(at, source.read(parts, offset))
 
     def fd_write(self, number: int, vectors: int, count: int, at: int) -> None:
         self._write(self._get(number, Rights.FD_WRITE.value), vectors, count, None, at)
@@ -248,22 +222,16 @@ class Preview1:
         self._write(self._get(number, right), vectors, count, _offset(offset), at)
 
     def _write(self, sink: Descriptor, vectors: int, count: int, offset: int | None, at: int) -> None:
-        self._memory.slice(at, 4)
-        parts: list[memoryview] = []
-        room = PAYLOAD
-        for part in self._memory.vectors(vectors, count):
-            parts.append(part[:room])
-            room -= len(parts[-1])
-            if not room:
-                break
-        self._memory.put_u32(at, sink.write(parts[0] if len(parts) == 1 else b"".join(parts), offset))
+        parts = self._memory.vectors(vectors, count)
+        self._memory.check(at, 4)
+        self._memory.put_u32(at, sink.write(parts, offset))
 
     def fd_seek(self, number: int, offset: int, whence: int, at: int) -> None:
         moves = Rights.FD_SEEK.value if offset or whence != 1 else Rights.FD_TELL.value
         descriptor = self._get(number, moves)
         if whence > 2:
             raise OSError(EINVAL, "no such whence")
-        self._memory.slice(at, 8)
+        self._memory.check(at, 8)
         self._memory.put(U64, at, descriptor.seek(offset, whence))
 
     def fd_tell(self, number: int, at: int) -> None:
@@ -295,7 +263,7 @@ class Preview1:
     def fd_readdir(self, number: int, buffer: int, size: int, cookie: int, at: int) -> None:
         directory = self._get(number, Rights.FD_READDIR.value)
         room = self._memory.slice(buffer, size)
-        self._memory.slice(at, 4)
+        self._memory.check(at, 4)
         used = 0
         while used < size:
             entries = directory.readdir(cookie, min(size - used, PAYLOAD))
@@ -351,7 +319,7 @@ class Preview1:
             raise OSError(ENOTCAPABLE, "more rights than the directory passes on")
         if len(self._table) >= MAX_DESCRIPTORS:
             raise OSError(EMFILE, "too many descriptors")
-        self._memory.slice(at, 4)
+        self._memory.check(at, 4)
         if oflags & CREATE and oflags & EXCLUSIVE:
             lookup &= ~FOLLOW
         with self._read_path(number, needed, lookup, path, size) as place:
@@ -361,13 +329,15 @@ class Preview1:
     def _opened(self, place: Place, oflags: int, rights: int, inheriting: int, flags: int) -> Descriptor:
         access = _access(rights)
         mode = access | open_flags(flags) | (os.O_TRUNC if oflags & TRUNCATE else 0)
+        passed: list[int] = []
         if not place.fid and oflags & CREATE:
             if place.slash:
                 raise OSError(EISDIR, "a directory's name")
             fid, place.parent = place.parent, 0
             try:
-                self._client.create(fid, place.name, mode | (os.O_EXCL if oflags & EXCLUSIVE else 0), 0o644)
-                return self._file(fid, access, rights, flags)
+                exclusive = os.O_EXCL if oflags & EXCLUSIVE else 0
+                self._client.create(fid, place.name, mode | exclusive, 0o644, passed)
+                return self._file(fid, passed, access, rights, flags)
             except OSError:
                 self._client.clunk(fid)
                 raise
@@ -382,11 +352,14 @@ class Preview1:
             return TreeDirectory(self._client, place.take(), rights, inheriting, flags=flags)
         if oflags & DIRECTORY:
             raise OSError(ENOTDIR, "not a directory")
-        self._client.open(place.fid, mode)
-        return self._file(place.take(), access, rights, flags)
+        self._client.open(place.fid, mode, passed)
+        return self._file(place.take(), passed, access, rights, flags)
 
-    def _file(self, fid: int, access: int, rights: int, flags: int) -> TreeFile:
-        return TreeFile(self._client, fid, stat_of(self._client, fid).type, access, rights & FILE_RIGHTS, flags)
+    def _file(self, fid: int, passed: list[int], access: int, rights: int, flags: int) -> Descriptor:
+        rights &= FILE_RIGHTS
+        if passed:
+            return PassedFile(self._client, fid, passed[0], rights, flags)
+        return TreeFile(self._client, fid, stat_of(self._client, fid).type, access, rights, flags)
 
     def path_create_directory(self, number: int, path: int, size: int) -> None:
         with self._locate(number, Rights.PATH_CREATE_DIRECTORY.value, path, size, follow=False) as place:
@@ -508,7 +481,7 @@ class Preview1:
         os.kill(os.getpid(), number)
 
     def poll_oneoff(self, subscriptions: int, events: int, count: int, at: int) -> None:
-        self._memory.slice(at, 4)
+        self._memory.check(at, 4)
         self._memory.put_u32(at, poll(self._memory, self._get, subscriptions, events, count, CLOCKS))
 
     # Sockets: a module has none

@@ -13,7 +13,6 @@ import select
 import signal
 import socket
 import termios
-import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -192,8 +191,6 @@ class Task:
             self._start(self._store)
         except (wasmtime.Trap, wasmtime.WasmtimeError) as error:
             code = self._trapped(str(error))
-        except BaseException:
-            code = self._trapped(f"the runner failed: {traceback.format_exc()}")
         self._world.close()
         return code
 
