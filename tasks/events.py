@@ -2,10 +2,10 @@
 
 import os
 import stat as statmod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from errno import EACCES, EAGAIN
+from typing import Any, Generic, Protocol, TypeVar
 
-from tasks.store import Journal
 from tasks.values import invalid, number
 from vfs.control import LineHandle
 from vfs.files import Synthetic
@@ -14,33 +14,63 @@ from vfs.waiting import Signal
 from vfs.words import split_commands
 
 
-class Events(Synthetic):
-    """A stream of the journal's rows that `visible` admits, as JSON lines.
+class Row(Protocol):
+    """What happened, numbered in the order it did."""
 
-    With `task` it starts at that task's first row and ends once `ended()`; without, it starts at the moment of the
-    open, goes on for ever, and `since SEQ` written to the same open file moves it to after that row.
+    @property
+    def seq(self) -> int: ...
+
+    def line(self) -> str:
+        """Return it as one line of JSON."""
+        ...
+
+
+R = TypeVar("R", bound=Row)
+R_co = TypeVar("R_co", bound=Row, covariant=True)
+Of = TypeVar("Of")
+Of_contra = TypeVar("Of_contra", contravariant=True)
+
+
+class Source(Protocol[R_co, Of_contra]):
+    """Where the rows stand: a journal."""
+
+    last_seq: int
+
+    def since(self, seq: int, of: Of_contra | None = None, /) -> Sequence[R_co]:
+        """Return the next rows after `seq`, all or those `of` one thing; none where there are no more."""
+        ...
+
+
+class Events(Synthetic, Generic[R, Of]):
+    """A stream of the rows of `source` that `visible` admits, as JSON lines.
+
+    With `of` it starts at that thing's first row and ends once `ended()`; without, it starts at the moment of the
+    open and goes on for ever. Where it is `movable`, as it is without `of`, `since SEQ` written to the same open file
+    moves it to after that row.
     """
 
-    __slots__ = ("ended", "journal", "signal", "task", "visible")
+    __slots__ = ("ended", "movable", "of", "signal", "source", "visible")
 
     def __init__(
         self,
-        journal: Journal,
+        source: Source[R, Of],
         signal: Signal,
         *,
-        task: int | None = None,
-        visible: Callable[[int], bool] = lambda task: True,
+        of: Of | None = None,
+        movable: bool = False,
+        visible: Callable[[R], bool] = lambda row: True,
         ended: Callable[[], bool] = lambda: False,
     ) -> None:
-        super().__init__(statmod.S_IFREG | (0o400 if task is not None else 0o600))
-        self.journal = journal
+        self.movable = movable or of is None
+        super().__init__(statmod.S_IFREG | (0o600 if self.movable else 0o400))
+        self.source = source
         self.signal = signal
-        self.task = task
+        self.of = of
         self.visible = visible
         self.ended = ended
 
     async def open(self, flags: int, who: Caller) -> Handle:
-        if self.task is not None and flags & os.O_ACCMODE != os.O_RDONLY:
+        if not self.movable and flags & os.O_ACCMODE != os.O_RDONLY:
             raise OSError(EACCES, "read only")
         return EventsHandle(self)
 
@@ -51,21 +81,21 @@ class EventsHandle(LineHandle[list[str]]):
     __slots__ = ("_node", "_pending", "_seq")
     stream = True
 
-    def __init__(self, node: Events) -> None:
+    def __init__(self, node: Events[Any, Any]) -> None:
         super().__init__()
         self._node = node
-        self._seq = 0 if node.task is not None else node.journal.last_seq
+        self._seq = 0 if node.of is not None else node.source.last_seq
         self._pending = b""
 
     def _fill(self) -> bool:
         node = self._node
-        while not self._pending and self._seq < node.journal.last_seq:
-            rows = node.journal.since(self._seq, node.task)
+        while not self._pending and self._seq < node.source.last_seq:
+            rows = node.source.since(self._seq, node.of)
             if not rows:
-                self._seq = node.journal.last_seq
+                self._seq = node.source.last_seq
                 break
             self._seq = rows[-1].seq
-            self._pending = os.fsencode("".join(row.line() for row in rows if node.visible(row.task)))
+            self._pending = os.fsencode("".join(row.line() for row in rows if node.visible(row)))
         return bool(self._pending)
 
     async def read(self, size: int, offset: int, nonblock: bool = False) -> bytes | memoryview:

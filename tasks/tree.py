@@ -61,7 +61,7 @@ class TaskTree:
             "new": self._new(view),
             **({"self": Link(lambda: str(me.id))} if (me := view.task) else {}),
             "wait": self._wait_any(view),
-            "events": Events(service.journal, service.changes, visible=lambda number: self._seen(view, number)),
+            "events": Events(service.journal, service.changes, visible=lambda row: self._seen(view, row.task)),
         }
         return LiveDir(
             names,
@@ -255,7 +255,7 @@ TASK_FILES: Mapping[str, Callable[[TaskDir], Node]] = {
     ),
     "home": lambda of: of.tree.service.homes.node(of.task.spec.user),
     "events": lambda of: Events(
-        of.tree.service.journal, of.tree.service.changes, task=of.task.id, ended=lambda: of.task.ended
+        of.tree.service.journal, of.tree.service.changes, of=of.task.id, ended=lambda: of.task.ended
     ),
 }
 """Every file of a task, in the order `ls` shows them."""

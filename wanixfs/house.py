@@ -24,6 +24,7 @@ from tasks.recovery import reconcile, replay
 from tasks.service import Policy, TaskService
 from tasks.sessions.chronicle import Chronicle
 from tasks.sessions.service import Sessions
+from tasks.sessions.tree import SessionTree
 from tasks.sniff import sniff
 from tasks.srv import Srv
 from tasks.store import Journal
@@ -107,6 +108,7 @@ class House:
             "task": self.tree.root,
             "cap": caps.tree,
             "srv": lambda view: self.srv,
+            "sessions": SessionTree(self.sessions).root,
             "host": lambda view: host.root(),
             "tmp": lambda view: tmp.root,
             "mem": lambda view: memory.root,

@@ -8,7 +8,7 @@ not at all.
 import json
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from errno import EEXIST, ENOENT, ENOSPC
@@ -128,6 +128,14 @@ class Chronicle:
         query = f"SELECT seq, at, session, turn, kind, data FROM happenings WHERE seq > ? {where} ORDER BY seq LIMIT ?"
         return [Happening(*row) for row in self._db.execute(query, values)]
 
+    def newest(self, session: str, kinds: Collection[str], limit: int) -> list[Happening]:
+        """Return the newest happenings of these kinds in one session, oldest first."""
+        query = (
+            "SELECT seq, at, session, turn, kind, data FROM happenings WHERE session = ?"
+            f" AND kind IN ({', '.join('?' * len(kinds))}) ORDER BY seq DESC LIMIT ?"
+        )
+        return [Happening(*row) for row in self._db.execute(query, (session, *kinds, limit))][::-1]
+
     def oldest_seq(self) -> int:
         """Return the number of the oldest happening that is kept; one more than the newest where none is."""
         return self._one("SELECT min(seq) FROM happenings") or self.last_seq + 1
@@ -220,29 +228,34 @@ class Chronicle:
         row = self._db.execute("SELECT * FROM turns WHERE session = ? AND key = ?", (session, key)).fetchone()
         return self._turn(row) if row else None
 
-    def turns(self, session: str | None = None, *, before: int | None = None, limit: int = 100) -> list[Turn]:
-        """Return up to `limit` turns below the number `before`, of one session or of all, newest first."""
+    def turns(
+        self, session: str | None = None, *, before: int | None = None, limit: int = 100, output: bool = True
+    ) -> list[Turn]:
+        """Return up to `limit` turns below the number `before`, of one session or of all, newest first.
+
+        Without `output` theirs is left out.
+        """
         where, values = ["id < ?"], [before if before is not None else 1 << 62]
         if session is not None:
             where.append("session = ?")
             values.append(session)  # type: ignore[arg-type]
         query = f"SELECT * FROM turns WHERE {' AND '.join(where)} ORDER BY id DESC LIMIT ?"
-        return [self._turn(row) for row in self._db.execute(query, (*values, limit))]
+        return [self._turn(row, output) for row in self._db.execute(query, (*values, limit))]
 
     def open_turns(self, session: str | None = None) -> list[Turn]:
         """Return the turns that are queued or under way, of one session or of all, in the order they were asked."""
         rows = self._db.execute("SELECT * FROM turns WHERE state IN (?, ?) ORDER BY id", _OPEN).fetchall()
         return [self._turn(row) for row in rows if session in (None, row["session"])]
 
-    def _turn(self, row: sqlite3.Row) -> Turn:
-        output = row["output"] if TurnState(row["state"]).ended else self.output(row["id"])
+    def _turn(self, row: sqlite3.Row, output: bool = True) -> Turn:
+        state = TurnState(row["state"])
         return Turn(
             id=row["id"],
             session=row["session"],
-            state=TurnState(row["state"]),
+            state=state,
             reason=row["reason"],
             message=row["message"],
-            output=output,
+            output="" if not output else row["output"] if state.ended else self.output(row["id"]),
             code=row["code"],
             usage=json.loads(row["usage"]),
             created=row["created"],

@@ -246,6 +246,11 @@ class Sessions:
         self._known(turn.session).end(turn, TurnState.CANCELLED, reason or "cancelled")
         return self.turn(number)
 
+    def set_timeout(self, id: str, seconds: float | None) -> None:
+        """End every further turn of a session after that time; None: never. ENOENT."""
+        live = self._known(id)
+        live.keep(spec=replace(live.record.spec, timeout=seconds))
+
     def stop(self, id: str) -> Session:
         """End a session's agent and every turn that is not over. A prompt, a switch or `open` starts it again."""
         return self._end(id, Event.STOP)

@@ -17,6 +17,7 @@ SCRIPT = """
 bind #task /task
 bind #cap /cap
 bind #srv /srv
+bind #sessions /sessions
 bind #tmp /tmp
 bind #dev /dev
 """

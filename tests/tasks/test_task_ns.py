@@ -15,7 +15,7 @@ def test_the_seeds_namespace_lines(tmp_path):
         id = await node.new()
         await node.echo("unbind /dev", f"/task/{id}/ns/ctl")
         await node.echo("bind /tmp/custom /mnt", f"/task/{id}/ns/ctl")
-        assert sorted(await node.ls(f"/task/{id}/ns/root")) == ["cap", "home", "mnt", "srv", "task", "tmp"]
+        assert sorted(await node.ls(f"/task/{id}/ns/root")) == ["cap", "home", "mnt", "sessions", "srv", "task", "tmp"]
         assert await node.cat(f"/task/{id}/ns/root/mnt/file") == "seen\n"
         assert await node.cat("/mnt/file", task=id) == "seen\n"
         await refused(ENOENT, node.cat("/mnt/file"))

@@ -29,6 +29,12 @@ def test_the_page_names_what_the_tree_serves(tmp_path):
             assert table("### `ctl`") == await verbs(node, f"/task/{id}/ctl")
             assert table("### `ns`", 1) == await verbs(node, f"/task/{id}/ns/ctl")
             assert table("### `fd`", 1) == await verbs(node, f"/task/{id}/fd/1ctl")
+            assert table("## `/sessions`")[:-1] == (await node.ls("/sessions"))[:3]
+            assert table("## `/sessions`", 1) == await verbs(node, "/sessions/ctl")
+            await node.echo("open a run /bin/cat", "/sessions/ctl")
+            shown = await node.ls("/sessions/a")
+            assert table("### `/sessions/ID`") == ["session.json", *shown]
+            assert table("### `/sessions/ID`", 1) == await verbs(node, "/sessions/a/ctl")
             assert table("## `/cap`") == list(KINDS) == await node.ls("/cap/new")
 
     trio.run(main)
