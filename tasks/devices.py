@@ -2,7 +2,9 @@
 
 import os
 from errno import ENOSPC
+from pathlib import Path
 
+from tasks.allowed import hosts_file
 from tasks.view import View
 from vfs.directory import Dir
 from vfs.files import ROOT_OWNER, Device, Link, Text
@@ -47,13 +49,19 @@ def etc(view: View) -> Node:
     def group() -> str:
         return "\n".join(f"{'nogroup' if name == 'nobody' else name}:x:{gid}:" for name, _, gid, _ in users)
 
+    def hosts() -> str:
+        net = view.task.spec.net if view.task is not None else "host"
+        if net != "host":
+            return hosts_file(net)
+        return Path("/etc/hosts").read_text() if os.path.exists("/etc/hosts") else ""
+
     return view.node(
         "etc",
         lambda: Dir(
             {
                 "passwd": Text(passwd),
                 "group": Text(group),
-                "hosts": Text(lambda: "127.0.0.1\tlocalhost\n::1\tlocalhost"),
+                "hosts": Text(hosts),
                 "nsswitch.conf": Text(lambda: "passwd: files\ngroup: files\nhosts: files dns"),
             },
             mode=0o755,

@@ -6,6 +6,7 @@ from dataclasses import replace
 from errno import ENOTSUP, EPERM
 
 from tasks import values
+from tasks.allowed import allowed
 from tasks.model import TYPES, Limits
 from tasks.service import TaskService
 from tasks.task import Task
@@ -183,16 +184,17 @@ class TaskVerbs:
     @usage("net none|host|allow HOST:PORT...")
     def net(self, what: str, *hosts: str) -> None:
         """which network it sees"""
-        if what == "host":
-            self._view.require_admin("give the host's network")
         if what not in ("none", "host", "allow") or bool(hosts) != (what == "allow"):
             raise values.invalid("usage: net none|host|allow HOST:PORT...")
-        for host in hosts:
-            name, _, port = host.rpartition(":")
-            values.number(port, 1, 65535)
-            if not name or len(name) > 255 or not name.isprintable():
-                raise values.invalid(f"not HOST:PORT: {host[:64]!r}")
-        self._service.configure(self._task, "net", net=" ".join((what, *hosts)))
+        net = " ".join((what, *hosts))
+        wanted = {(item.host, item.port) for item in allowed(net)}
+        own = self._view.task.spec.net if self._view.task else "none"
+        if not self._view.admin and what != "none" and own != "host":
+            if what == "host":
+                raise OSError(EPERM, "only the administrator may give the host's network")
+            if not wanted <= {(item.host, item.port) for item in allowed(own)}:
+                raise OSError(EPERM, "a task gives no network that it does not have")
+        self._service.configure(self._task, "net", net=net)
 
     def quota(self, size: str) -> None:
         """largest size of the home, where the host can hold it to that"""

@@ -12,13 +12,11 @@ import os
 import resource
 import select
 import signal
-import socket
-import struct
 import termios
 from collections.abc import Sequence
 from errno import EACCES, EINVAL, EIO, ENOENT, ENOTDIR, EPERM
 
-from tasks.taskd import root, syscalls
+from tasks.taskd import relay, root, syscalls
 from tasks.taskd.protocol import MAX_MESSAGE, Message, integer, table, text, texts
 from tasks.taskd.stocks import Stocks
 
@@ -28,13 +26,13 @@ MAX_NUMBER = 1023
 MAX_ID = (1 << 32) - 2
 INIT = ["/usr/bin/env", "--ignore-signal=CHLD", "/bin/cat", "/proc/self/comm", "-"]
 DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
-_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 
 
 class Spec:
     """A `start` request, checked. Descriptors are those of the request: they live as long as its handling."""
 
     __slots__ = (
+        "allow",
         "argv",
         "cgroup",
         "cwd",
@@ -46,6 +44,7 @@ class Spec:
         "nice",
         "plan",
         "pty",
+        "relay",
         "seccomp",
         "spool_limit",
         "spools",
@@ -87,6 +86,8 @@ class Spec:
         join = table(message, "join")
         self.join = [fd(join, name) for name in join]
         self.net = text(message, "net", 16, "host")
+        self.allow = relay.parse(message)
+        self.relay = -1
         try:
             self.seccomp = bytes.fromhex(text(message, "seccomp", 1 << 16, ""))
         except ValueError:
@@ -245,7 +246,9 @@ def _become(spec: Spec, given: dict[int, int], terminal: int, around: Surroundin
         apart |= syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS  # its plan finds it a mount namespace
     syscalls.unshare(apart)
     if spec.net == "none":
-        _raise_loopback()
+        relay.raise_loopback()
+    if spec.allow:
+        relay.listen(spec.allow, spec.relay)
     if spec.plan:
         spec.plan.build(terminal)
         os.read(ready, 1)
@@ -306,10 +309,3 @@ def _exec(argv: list[str], env: dict[str, str]) -> None:
     if denied:
         raise OSError(EACCES, f"{program}: permission denied")
     raise OSError(ENOENT, f"{program}: not found")
-
-
-def _raise_loopback() -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        request = struct.pack("16sh22x", b"lo", 0)
-        flags = struct.unpack_from("h", fcntl.ioctl(sock, _SIOCGIFFLAGS, request), 16)[0]
-        fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", flags | _IFF_UP))

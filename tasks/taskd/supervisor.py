@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from errno import EBUSY, EEXIST, EINVAL, EIO, ENODEV, ENOSPC, ENOSYS, EPROTO, ESRCH, ETIMEDOUT
 from functools import partial
 
-from tasks.taskd import launch, protocol, syscalls
+from tasks.taskd import launch, protocol, relay, syscalls
 from tasks.taskd.channel import Channel, PacketChannel
 from tasks.taskd.processes import descendants
 from tasks.taskd.protocol import Message, integer, text
@@ -57,6 +57,7 @@ class Task:
         "init",
         "isolated",
         "main",
+        "relay",
         "request",
         "spools",
         "status",
@@ -68,6 +69,7 @@ class Task:
         self.id = id
         self.main = 0
         self.init = 0
+        self.relay = 0
         self.status = -1
         self.request: Request | None = None
         self.failed: OSError | None = None
@@ -95,6 +97,7 @@ class Supervisor:
         self._tasks: dict[str, Task] = {}
         self._mains: dict[int, Task] = {}
         self._inits: dict[int, Task] = {}
+        self._relays: dict[int, Task] = {}
         self._grafts: dict[int, tuple[Request, int]] = {}
         self._changed: dict[Spool, Task] = {}
         self._output_due = 0.0
@@ -289,6 +292,13 @@ class Supervisor:
             self._open_spools(spec, task, given, ours)
             if spec.sweep >= 0:
                 task.sweep = os.dup(spec.sweep)
+            if spec.allow:
+                around, join = self._around, spec.join
+                task.relay, spec.relay = relay.start(
+                    spec.allow, spec.uid, spec.gid, join=join, cgroup=spec.cgroup, alive=around.alive, null=around.null
+                )
+                self._relays[task.relay] = task
+                ours.append(spec.relay)
             if "warm" in message:
                 program = tuple(protocol.texts(message, "warm", launch.MAX_PATH))
                 task.main, task.status = self._zygotes.spawn(program, message, fds, given, terminal)
@@ -296,6 +306,8 @@ class Supervisor:
                 task.main, task.init, task.status = launch.spawn(spec, given, terminal, self._around)
         except OSError:
             self._close(task)
+            if task.relay:
+                _signal(task.relay, signal.SIGKILL)
             raise
         finally:
             for fd in ours:
@@ -492,6 +504,10 @@ class Supervisor:
                 task = self._inits.pop(pid)
                 task.init = 0
                 self._finish(task)
+            elif pid in self._relays:
+                task = self._relays.pop(pid)
+                task.relay = 0
+                self._finish(task)
             elif zygote := self._zygotes.by_pid(pid):
                 zygote.pid = 0  # there is nothing to kill any more
                 self._warmed(zygote)
@@ -511,13 +527,14 @@ class Supervisor:
             "system_usec": int(usage.ru_stime * 1e6),
             "peak_bytes": usage.ru_maxrss * 1024,
         }
-        if task.init:
-            _signal(task.init, signal.SIGKILL)
+        for pid in (task.init, task.relay):
+            if pid:
+                _signal(pid, signal.SIGKILL)
         self._finish(task)
 
     def _finish(self, task: Task) -> None:
         """Report the end once nothing of the task is left; else kill what is and look again."""
-        if task.main or task.init or task.exit or task.id not in self._tasks:
+        if task.main or task.init or task.relay or task.exit or task.id not in self._tasks:
             return
         left = self._others(task)
         if left:
@@ -557,7 +574,9 @@ class Supervisor:
         if task.isolated:
             return []
         # Every living main process is a subreaper, so what hangs below us directly was left by one that ended.
-        known = self._mains.keys() | self._inits.keys() | self._grafts.keys() | self._zygotes.pids()
+        known = (
+            self._mains.keys() | self._inits.keys() | self._relays.keys() | self._grafts.keys() | self._zygotes.pids()
+        )
         return descendants([os.getpid()], without=known)
 
     def _remove(self, task: Task) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import trio
 
 from ns.namespace import Namespace, Realiser
+from tasks.allowed import allowed
 from tasks.drivers.base import Exit, Launch, Limits, Listener
 from tasks.drivers.linux import procstat
 from tasks.drivers.linux.cgroup import Cgroups, Group, Hierarchy, hierarchies
@@ -204,10 +205,9 @@ class LinuxDriver:
             if group.unified:
                 message["cgroup"] = open_index(group.unified, os.O_RDONLY | os.O_DIRECTORY)
             message["join"] = {str(at): open_index(file, os.O_WRONLY) for at, file in enumerate(group.joined)}
-        if launch.net == "none" and "net" in self.capabilities:
+        if launch.net != "host" and "net" in self.capabilities:
             message["net"] = "none"
-        elif launch.net not in ("none", "host"):
-            raise OSError(ENOTSUP, f"net {launch.net}: only none and host")
+            message["allow"] = [item._asdict() for item in allowed(launch.net)]
         return message, fds
 
     async def kill(self, task: str, signal: int) -> None:
