@@ -344,21 +344,21 @@ def test_a_namespace_shows_what_a_list_of_binds_would_many_times(steps):
 
 
 def test_the_shipped_init_script_binds_devices_and_host_programs_and_no_secret():
-    host = {"usr": {}, "bin": "usr/bin", "sbin": {}, "etc": {"hosts": b"", "shadow": b"", "ssl": {"private": {}}}}
+    host = {"usr": {}, "bin": "usr/bin", "sbin": {}, "etc": {"services": b"", "shadow": b"", "ssl": {"private": {}}}}
     host["usr"]["bin"] = {"sh": b"#!"}
     named = {str(line.command.new) for line in parse(init_script())}
     devices = {Origin.parse(new).device for new in named} - {"host", "etc"}
     assert {"task", "cap", "srv", "dev", "tmp"} <= devices
     trees = {name: planted(name, {}) for name in devices}
-    trees |= {"host": planted("host", host), "etc": planted("etc", {"passwd": b"root", "group": b""})}
+    trees |= {"host": planted("host", host), "etc": planted("etc", {"passwd": b"root", "group": b"", "hosts": b""})}
     ns = Namespace(Board(trees), label="init")
 
     async def main():
         await run(init_script(), ns, writer=ns, who=ROOT)
         assert set(await ls(ns)) == {*devices, "usr", "bin", "sbin", "etc"}
-        assert {"group", "passwd", "hosts"} == set(await ls(ns, "/etc"))
+        assert {"group", "passwd", "hosts", "services"} == set(await ls(ns, "/etc"))
         assert await read(ns, "/bin/sh") == b"#!"
-        for path in ("/usr", "/bin", "/sbin", "/etc/hosts"):
+        for path in ("/usr", "/bin", "/sbin", "/etc/services"):
             assert all(m.readonly for m in ns.table.members(path))
         await (await walk(ns.root, "/tmp", ROOT)).mkdir("d", 0o755, ROOT)
 
