@@ -68,7 +68,7 @@ class LiveDir(Dir):
     The listing must be cheap: it makes no nodes. `kind` is the file type that it shows for live names.
     """
 
-    __slots__ = ("child", "kind", "names")
+    __slots__ = ("child", "child_kind", "names")
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class LiveDir(Dir):
         super().__init__(fixed or {}, mode=mode, owner=owner, id=id)
         self.names = names
         self.child = child
-        self.kind = kind
+        self.child_kind = kind
 
     async def lookup(self, name: str, who: Caller) -> Node:
         fixed = self.children.get(name)
@@ -94,5 +94,5 @@ class LiveDir(Dir):
 
     async def readdir(self, who: Caller) -> Sequence[DirEntry]:
         entries = [self._entry(name, child) for name, child in self.children.items()]
-        entries += [DirEntry(name, node_id(self.id, name), self.kind) for name in self.names()]
+        entries += [DirEntry(name, node_id(self.id, name), self.child_kind) for name in self.names()]
         return entries

@@ -32,7 +32,7 @@ from errno import (
 )
 from stat import S_IFDIR, S_IFLNK, S_IFMT, S_IFREG
 from typing import TypeVar
-from weakref import WeakValueDictionary, ref
+from weakref import ref
 
 from vfs.inline import park
 from vfs.node import Caller, DirEntry, Handle, Node, SetStat, StatFs, check_name, node_id
@@ -64,6 +64,7 @@ INLINE_WRITE = 1 << 18
 INLINE_DIRECTORY = 1 << 16
 """Directories of more bytes are read in a worker thread."""
 MAX_DEPTH = 4096
+MAX_BELOW = 256
 ID_MULTIPLIER = 0x9E3779B97F4A7C15
 ID_MASK = (1 << 62) - 1
 
@@ -114,6 +115,8 @@ class HostTree:
         self.readonly = readonly
         self.devices = devices
         self.resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS
+        self.alone = True
+        """Nothing is mounted in it, so that one name leads nowhere else and needs no openat2(2)."""
         DESCRIPTORS.fit_limit()
         try:
             self.root_fd = clone_tree(os.fspath(path), readonly=readonly, devices=devices)
@@ -121,8 +124,9 @@ class HostTree:
             if error.errno not in (EPERM, ENOSYS, EINVAL):
                 raise
             self.resolve |= RESOLVE_NO_XDEV
+            self.alone = False
             self.root_fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        self.nodes: WeakValueDictionary[int, HostNode] = WeakValueDictionary()
+        self._nodes: dict[int, ref[HostNode]] = {}
         self._bases: dict[int, int] = {}
 
     def __del__(self) -> None:
@@ -134,10 +138,28 @@ class HostTree:
         """The node of `path` itself. The tree lives as long as any of its nodes."""
         st = os.fstat(self.root_fd)
         id = self.id_of(st)
-        node = self.nodes.get(id)
-        if node is None:
-            node = self.nodes[id] = HostNode(self, None, "", id, S_IFMT(st.st_mode))
+        return self.known(id) or self.add(HostNode(self, None, "", id, S_IFMT(st.st_mode)))
+
+    def known(self, id: int) -> "HostNode | None":
+        """Return the node with this id, if anyone holds it."""
+        node = self._nodes.get(id)
+        return None if node is None else node()
+
+    def add(self, node: "HostNode") -> "HostNode":
+        """Make `node` the one that `known` gives for its id."""
+        self._nodes[node.id] = ref(node)
         return node
+
+    def forget(self, node: "HostNode") -> None:
+        """Let go of a node that nobody holds any more."""
+        if (found := self._nodes.get(node.id)) is not None and found() in (node, None):
+            del self._nodes[node.id]
+
+    def open_name(self, parent: int, name: str) -> int:
+        """Return an O_PATH descriptor of what is at `name`, a link itself if it is one. As openat2(2)."""
+        if self.alone:
+            return os.open(name, PATH_FLAGS, dir_fd=parent)
+        return openat2(parent, name, PATH_FLAGS, self.resolve)
 
     def id_of(self, st: os.stat_result) -> int:
         """Return the node id of an inode: unlike inodes of one device never collide (an odd factor, 62 bits)."""
@@ -150,7 +172,7 @@ class HostTree:
 class HostNode(Node):
     """A file of the host. `parent` and `name` say where it was seen last; a rename through the tree changes them."""
 
-    __slots__ = ("kind", "name", "opened", "parent", "path_fd", "tree")
+    __slots__ = ("_below", "kind", "name", "opened", "parent", "path_fd", "tree")
 
     cache_seconds = 1.0
     steady = True
@@ -164,8 +186,11 @@ class HostNode(Node):
         self.path_fd = -1
         self.opened: dict[int, None] = {}
         """Descriptors of open handles: they are this file even when its name has gone."""
+        self._below: dict[str, ref[HostNode]] = {}
+        """Directories looked up here lately, by name: as long as someone holds one, it is not opened again."""
 
     def __del__(self) -> None:
+        self.tree.forget(self)
         if self.path_fd >= 0:
             DESCRIPTORS.drop(self.path_fd)
 
@@ -193,7 +218,7 @@ class HostNode(Node):
 
     def _open_path(self, parent_fd: int) -> int:
         try:
-            fd = openat2(parent_fd, self.name, PATH_FLAGS, self.tree.resolve)
+            fd = self.tree.open_name(parent_fd, self.name)
         except OSError as error:
             if error.errno not in (ENOENT, ENOTDIR, ELOOP, EXDEV):
                 raise
@@ -215,12 +240,12 @@ class HostNode(Node):
     def _child(self, name: str, st: os.stat_result, fd: int = -1) -> "HostNode":
         """Return the one node of an inode just seen at `name`; takes over the O_PATH descriptor `fd`."""
         id = self.tree.id_of(st)
-        node = self.tree.nodes.get(id)
+        kind = S_IFMT(st.st_mode)
+        node = self.tree.known(id)
         if node is None:
-            node = self.tree.nodes[id] = HostNode(self.tree, self, name, id, S_IFMT(st.st_mode))
+            node = self.tree.add(HostNode(self.tree, self, name, id, kind))
         elif node.parent is not None:
-            node.parent, node.name = self, name
-        node.kind = S_IFMT(st.st_mode)
+            node.parent, node.name, node.kind = self, name, kind
         if fd >= 0:
             if node.path_fd >= 0 or node.parent is None:
                 os.close(fd)
@@ -293,8 +318,19 @@ class HostNode(Node):
     # Directories
 
     async def lookup(self, name: str, who: Caller) -> "HostNode":
-        fd = openat2(self.fd(), check_name(name), PATH_FLAGS, self.tree.resolve)
-        return self._child(name, os.fstat(fd), fd)
+        parent = self.fd()
+        seen = self._below.get(check_name(name))
+        if seen is not None and (node := seen()) is not None and node.path_fd >= 0:
+            st = os.stat(name, dir_fd=parent, follow_symlinks=False)
+            if self.tree.id_of(st) == node.id:
+                return self._child(name, st)
+        fd = self.tree.open_name(parent, name)
+        node = self._child(name, os.fstat(fd), fd)
+        if node.kind == S_IFDIR:
+            if len(self._below) >= MAX_BELOW:
+                self._below.clear()
+            self._below[name] = ref(node)
+        return node
 
     async def readdir(self, who: Caller) -> Sequence[DirEntry]:
         fd = openat2(self.fd(), ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, self.tree.resolve)
@@ -420,7 +456,7 @@ class HostNode(Node):
     def _known(self, parent: int, name: str) -> "HostNode | None":
         """Return the node of what is at `name`, if anyone holds it."""
         with suppress(OSError):
-            return self.tree.nodes.get(self.tree.id_of(os.stat(name, dir_fd=parent, follow_symlinks=False)))
+            return self.tree.known(self.tree.id_of(os.stat(name, dir_fd=parent, follow_symlinks=False)))
         return None
 
     # Extended attributes: "user." for everyone, "trusted." and "security." for root
@@ -448,7 +484,6 @@ class HostHandle(Handle):
     direct = False
 
     def __init__(self, node: HostNode, fd: int, flags: int, who: Caller) -> None:
-        os.set_blocking(fd, True)
         node.opened[fd] = None
         self._node = node
         self._fd = fd
@@ -518,6 +553,7 @@ class HostHandle(Handle):
             os.close(self._fd)
 
     def fileno(self) -> int:
+        os.set_blocking(self._fd, True)  # opened so as not to wait; nobody else is to notice
         return self._fd
 
 

@@ -210,6 +210,8 @@ class Node:
     __slots__ = ("__weakref__", "id")
     id: int
 
+    kind = 0
+    """The type bits of its mode (`stat.S_IFMT`), where they are known for good; 0: `stat` tells."""
     cache_seconds = 0.0
     """How long a kernel may trust this node's name and attributes. 0 for anything synthetic."""
     unshared = False

@@ -20,6 +20,7 @@ _QID: Final = struct.Struct("<BIQ")
 _COUNT2: Final = struct.Struct("<H")
 _COUNT4: Final = struct.Struct("<I")
 _FIXED: Final = {"1": "B", "2": "H", "4": "I", "8": "Q", "13": "13s"}
+_COUNTED: Final = {"d": "I", "13*": "H"}
 _QID_SIZE: Final = _QID.size
 DIRENT: Final = struct.Struct("<BIQQBH")
 """One entry of Rreaddir's data before its name: qid (in parts), offset, d_type, length of the name."""
@@ -117,11 +118,6 @@ def _write_string(out: list[bytes], values: Values, index: int) -> int:
     return index + 1
 
 
-def _write_data(out: list[bytes], values: Values, index: int) -> int:
-    out += (_COUNT4.pack(len(values[index])), values[index])
-    return index + 1
-
-
 def _write_strings(out: list[bytes], values: Values, index: int) -> int:
     names = values[index]
     out.append(_COUNT2.pack(len(names)))
@@ -130,20 +126,20 @@ def _write_strings(out: list[bytes], values: Values, index: int) -> int:
     return index + 1
 
 
-def _write_qids(out: list[bytes], values: Values, index: int) -> int:
-    out += (_COUNT2.pack(len(values[index])), *values[index])
-    return index + 1
-
-
 _READERS: Final[dict[str, Reader]] = {"s": _read_string, "d": _read_data, "s*": _read_strings, "13*": _read_qids}
-_WRITERS: Final[dict[str, Writer]] = {"s": _write_string, "d": _write_data, "s*": _write_strings, "13*": _write_qids}
+_WRITERS: Final[dict[str, Writer]] = {"s": _write_string, "s*": _write_strings}
 
 
 class Layout(NamedTuple):
-    """How one message is read and written; `whole` is its entire frame where every field is of fixed size."""
+    """How one message is read and written.
+
+    `whole` is its entire frame where every field is of fixed size, `upto` the frame up to the content of its last
+    field where only that is of another size: data or a list of qids.
+    """
 
     message: Message
     whole: struct.Struct | None
+    upto: struct.Struct | None
     readers: tuple[Reader, ...]
     writers: tuple[Writer, ...]
 
@@ -159,11 +155,16 @@ def _layout(message: Message) -> Layout:
             writers.append(_write_fixed(fields, len(kinds)))
         else:
             readers += map(_READERS.__getitem__, kinds)
-            writers += map(_WRITERS.__getitem__, kinds)
-    whole = None
-    if all(kind in _FIXED for _, kind in message.fields):
-        whole = struct.Struct("<IBH" + "".join(_FIXED[kind] for _, kind in message.fields))
-    return Layout(message, whole, tuple(readers), tuple(writers))
+            writers += [_WRITERS[kind] for kind in kinds if kind in _WRITERS]
+    *first, last = [kind for _, kind in message.fields] or [""]
+    whole = upto = None
+    if all(kind in _FIXED for kind in first):
+        head = "<IBH" + "".join(map(_FIXED.__getitem__, first))
+        if last in _COUNTED:
+            upto = struct.Struct(head + _COUNTED[last])
+        elif last in _FIXED or not last:
+            whole = struct.Struct(head + _FIXED.get(last, ""))
+    return Layout(message, whole, upto, tuple(readers), tuple(writers))
 
 
 LAYOUTS: Final = {number: _layout(message) for number, message in MESSAGES.items()}
@@ -182,6 +183,11 @@ def pieces(number: int, tag: int, values: Values) -> tuple[list[bytes], int]:
     if layout.whole is not None:
         size = layout.whole.size
         return [layout.whole.pack(size, number, tag, *values)], size
+    if layout.upto is not None:
+        *first, last = values
+        content = b"".join(last) if isinstance(last, list | tuple) else last
+        size = layout.upto.size + len(content)
+        return [layout.upto.pack(size, number, tag, *first, len(last)), content], size
     out: list[bytes] = []
     index = 0
     for write in layout.writers:

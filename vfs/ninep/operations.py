@@ -8,6 +8,7 @@ fids only after its last wait. Modes are checked here, for the user of the attac
 import os
 import stat as statmod
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -69,6 +70,8 @@ ENOENT). `peer` is None where the kernel vouches for nobody (TCP).
 MAX_FIDS: Final = 65536
 """Fids of one connection (EMFILE beyond)."""
 MAX_XATTR: Final = 65536
+_WALKED: Final = 64
+"""Directories last walked through that are kept, so that the next walk need not open them again."""
 _SECOND: Final = 10**9
 _U64: Final = (1 << 64) - 1
 _MAX_OFFSET: Final = (1 << 63) - 1
@@ -91,6 +94,7 @@ class Operations:
         self.payload = 0
         self.passed: list[int] | None = None
         """For a client that takes them: descriptors of what it opened, to be sent beside the reply and closed."""
+        self._walked: deque[Node] = deque(maxlen=_WALKED)
         self._attach = attach
         self._locks = locks
         self._listings = listings
@@ -101,6 +105,7 @@ class Operations:
         self.payload = msize - READ_OVERHEAD
         while self.passed:
             os.close(self.passed.pop())
+        self._walked.clear()
         fids, self.fids = self.fids, {}
         for fid in fids.values():
             fid.close()
@@ -165,7 +170,10 @@ class Operations:
                     step = step.parent or step
                 elif name != ".":  # walked by diod's clients
                     node = await step.node.lookup(check_name(name), who)
-                    step = Step(step, name, node, qid((await node.stat()).st_mode, node.id))
+                    kind = node.kind or (await node.stat()).st_mode
+                    step = Step(step, name, node, qid(kind, node.id))
+                    if step.qid[0] & QTDIR:
+                        self._walked.append(node)
                 qids.append(step.qid)
         except OSError:
             if not qids:
@@ -214,22 +222,25 @@ class Operations:
 
     async def lopen(self, number: int, flags: int) -> Opened:
         fid = self._closed(number)
-        handle = await self._opened(fid, fid.node, flags, await fid.node.stat())
+        handle = await self._opened(fid, fid.node, flags)
         self._install(fid, number, handle, flags)
         return fid.step.qid, 0
 
-    async def _opened(self, fid: Fid, node: Node, flags: int, st: StatResult) -> Handle:
+    async def _opened(self, fid: Fid, node: Node, flags: int) -> Handle:
         """Open what `fid` or, after a lost race to create it, `node` is."""
         if flags & _ACCESS == _ACCESS:
             raise OSError(EINVAL, "no access mode")
-        directory = is_dir(st)
+        st = await node.stat() if fid.who.uid or not node.kind else None
+        kind = statmod.S_IFMT(st.st_mode) if st else node.kind
+        directory = kind == statmod.S_IFDIR
         if directory and wanted(flags) & WRITE:
             raise OSError(EISDIR, "is a directory")
         if flags & DOTL_DIRECTORY and not directory:
             raise OSError(ENOTDIR, "not a directory")
-        if statmod.S_ISLNK(st.st_mode):
+        if kind == statmod.S_IFLNK:
             raise OSError(ELOOP, "is a symbolic link")
-        check(st, fid.who, wanted(flags))
+        if st:
+            check(st, fid.who, wanted(flags))
         return Directory(fid, self._listings) if directory else await node.open(flags & DOTL_OPEN, fid.who)
 
     def _install(self, fid: Fid, number: int, handle: Handle, flags: int) -> None:
@@ -259,11 +270,10 @@ class Operations:
             if flags & DOTL_EXCL:
                 raise
             node = await directory.lookup(name, fid.who)
-            st = await node.stat()
-            if is_dir(st):
+            kind = node.kind or (await node.stat()).st_mode
+            if statmod.S_ISDIR(kind):
                 raise OSError(EISDIR, "is a directory") from None
-            kind = st.st_mode
-            handle = await self._opened(fid, node, flags, st)
+            handle = await self._opened(fid, node, flags)
         self._install(fid, number, handle, flags)
         fid.step = Step(fid.step, name, node, qid(kind, node.id))
         fid.node = node

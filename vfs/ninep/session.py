@@ -15,14 +15,14 @@ Replies gather in `out`, which the driver sends in order and empties; while much
 """
 
 import struct
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
 from errno import EAGAIN, EINTR, EIO, EMSGSIZE, EOPNOTSUPP, EPROTO
 from typing import Any, Final, NamedTuple
 
 import trio
 
 from vfs.errors import errno_of
-from vfs.inline import resume, start
+from vfs.inline import Lane, resume
 from vfs.locks import LockTable
 from vfs.ninep.codec import HEADER, LAYOUTS, Buffer, ProtocolError, Values, decode_body, pieces
 from vfs.ninep.fids import Fid
@@ -54,6 +54,8 @@ _RVERSION: Final = NUMBER["Rversion"]
 _ERROR: Final = struct.Struct("<IBHI")
 
 Answer = Coroutine[Any, Any, Values]
+Rest = Generator[Any, Any, Values]
+"""What is left of a request that has to wait."""
 Frame = tuple[list[bytes], int]
 """One reply: its pieces and its size."""
 
@@ -71,12 +73,12 @@ class _Route(NamedTuple):
 class Request:
     """A request that had to wait. The driver awaits `run` in a task of its own, then sends what is in `out`."""
 
-    __slots__ = ("_coro", "_fid", "_scope", "_session", "_tags", "cost", "muted", "number")
+    __slots__ = ("_fid", "_rest", "_scope", "_session", "_tags", "cost", "muted", "number")
 
-    def __init__(self, session: "Session", tag: int, number: int, coro: Answer, fid: Fid | None, cost: int) -> None:
+    def __init__(self, session: "Session", tag: int, number: int, rest: Rest, fid: Fid | None, cost: int) -> None:
         self._session = session
         self._tags = [tag]  # its own, then those of the Tflushes that wait for its end
-        self._coro = coro
+        self._rest = rest
         self._fid = fid
         self._scope = trio.CancelScope()
         self.number = number
@@ -101,7 +103,7 @@ class Request:
         frame: Frame = [], 0
         try:
             with self._scope:
-                frame = await session.answer(tag, self.number, self._coro)
+                frame = await session.answer(tag, self.number, self._rest)
             if self._scope.cancelled_caught and len(self._tags) == 1:
                 frame = session.error(tag, EINTR)
         finally:
@@ -134,6 +136,7 @@ class Session:
         self.waiting: dict[int, Request] = {}
         self._waiting_bytes = 0
         self._spawn = spawn
+        self._lane = Lane()
         self._routes = {
             number: self._route(number, message.name[1:])
             for number, message in MESSAGES.items()
@@ -155,7 +158,7 @@ class Session:
 
         Frames are left where they complete but much is unsent. ProtocolError ends the connection.
         """
-        header, routes, waiting, out = HEADER.unpack_from, self._routes, self.waiting, self.out
+        header, routes, waiting, out, start = HEADER.unpack_from, self._routes, self.waiting, self.out, self._lane.start
         while end - at >= HEADER_SIZE and self.out_size < OUT_LIMIT:
             size, number, tag = header(buffer, at)
             if not HEADER_SIZE <= size <= self.msize:
@@ -175,10 +178,9 @@ class Session:
                         values = unpack(buffer, at + HEADER_SIZE)  # type: ignore[misc]
                     else:
                         values = decode_body(number, buffer, at + HEADER_SIZE, stop)
-                    coro = handler(*values)
-                    result = start(coro)
+                    result = start(handler(*values))
                     if result.__class__ is not tuple:  # PENDING
-                        self._wait(tag, number, coro, values, size)
+                        self._wait(tag, number, self._lane.waiting, values, size)
                     elif pack is not None:
                         out.append(pack(reply_size, number + 1, tag, *result))
                         self.out_size += reply_size
@@ -214,10 +216,10 @@ class Session:
         errno = errno if 0 < errno < 4096 else EIO
         return [_ERROR.pack(_ERROR.size, _RLERROR, tag, errno)], _ERROR.size
 
-    async def answer(self, tag: int, number: int, coro: Answer) -> Frame:
+    async def answer(self, tag: int, number: int, rest: Rest) -> Frame:
         """Finish a request that waited and return its reply."""
         try:
-            return self.encode(tag, number, await resume(coro))
+            return self.encode(tag, number, await resume(rest))
         except Exception as error:  # the request boundary
             return self.error(tag, errno_of(error, MESSAGES[number].name))
 
@@ -244,13 +246,13 @@ class Session:
 
     # Requests that wait
 
-    def _wait(self, tag: int, number: int, coro: Answer, values: Values, size: int) -> None:
+    def _wait(self, tag: int, number: int, rest: Rest, values: Values, size: int) -> None:
         cost = size + min(values[2], self.msize) if number == _TREAD else size
         if len(self.waiting) >= MAX_WAITING or self._waiting_bytes + cost > MAX_WAITING_BYTES:
-            coro.close()
+            rest.close()
             raise OSError(EAGAIN, "too many requests wait")
         fid = None if number == _TREMOVE else self.operations.fids.get(values[0])  # Tremove ends all others on its fid
-        request = Request(self, tag, number, coro, fid, cost)
+        request = Request(self, tag, number, rest, fid, cost)
         self.waiting[tag] = request
         self._waiting_bytes += cost
         self._spawn(request)
