@@ -89,8 +89,14 @@ def _read_data(buffer: Buffer, at: int, end: int, values: list[Any]) -> int:
 def _read_strings(buffer: Buffer, at: int, end: int, values: list[Any]) -> int:
     at, least = _span(buffer, at, end, _COUNT2, _COUNT2.size)  # every string has a length at least
     names: list[str] = []
-    for _ in range((least - at) // _COUNT2.size):
-        start, at = _span(buffer, at, end, _COUNT2)
+    length = _COUNT2.unpack_from
+    for _ in range((least - at) // 2):
+        start = at + 2
+        if start > end:
+            raise ProtocolError("frame too short")
+        at = start + length(buffer, at)[0]
+        if at > end:
+            raise ProtocolError("length beyond the frame")
         names.append(str(buffer[start:at], "utf-8", "surrogateescape"))
     values.append(tuple(names))
     return at
