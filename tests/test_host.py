@@ -359,6 +359,32 @@ def test_an_unlinked_file_is_reached_through_its_open_handle(top, tree):
     assert errno_of(node.stat()) == "ESTALE"
 
 
+def test_a_directory_seen_before_is_what_its_name_leads_to_now(top, tree):
+    root = tree.root
+    seen = down(root, "d")
+    os.rename(top / "tree" / "d", top / "tree" / "e")
+    assert errno_of(root.lookup("d", ROOT)) == "ENOENT"
+    os.mkdir(top / "tree" / "d")
+    assert down(root, "d") is not seen
+    assert down(root, "e") is seen
+    os.rmdir(top / "tree" / "d")
+    os.symlink("e", top / "tree" / "d")
+    assert stat.S_ISLNK(down(root, "d").kind)
+    assert content(down(seen, "f")) == b"inside"
+
+
+def test_directories_seen_and_gone_leave_no_node_nor_descriptor_behind(tmp_path):
+    for number in range(host.MAX_BELOW + 10):
+        (tmp_path / str(number)).mkdir()
+    root = HostTree(tmp_path, label="many").root
+    before = len(os.listdir("/proc/self/fd"))
+    held = [down(root, str(number)) for number in range(host.MAX_BELOW + 10)]
+    assert [down(root, str(number)) for number in range(host.MAX_BELOW + 10)] == held
+    del held
+    assert len(os.listdir("/proc/self/fd")) <= before + 1
+    assert all(root.tree.known(root.tree.id_of(entry.stat())) is None for entry in os.scandir(tmp_path))
+
+
 @pytest.fixture
 def deep():
     """Directories in each other, deeper than Python recurses; their removal must not recurse either."""

@@ -58,7 +58,7 @@ from vfs.ninep.messages import (
     SETATTR_UID,
 )
 from vfs.ninep.peer import PeerCred
-from vfs.node import Caller, Handle, Node, SetStat, StatResult, check_name, is_dir
+from vfs.node import Caller, Handle, Node, SetStat, check_name, is_dir
 
 Attach = Callable[[str, int, str, PeerCred | None], Awaitable[tuple[Node, Caller]]]
 """attach(uname, n_uname, aname, peer): decide who a client is and which tree it gets.
