@@ -76,13 +76,14 @@ class Masked(Node):
 class ReadOnly(Node):
     """A file of a read-only bind: every change is EROFS. Fifos, sockets and devices still take writes, as in Linux."""
 
-    __slots__ = ("cache_seconds", "node", "unshared")
+    __slots__ = ("allocates", "cache_seconds", "node", "unshared")
 
     def __init__(self, node: Node) -> None:
         self.id = mixed(node.id, _READONLY)
         self.node = node
         self.cache_seconds = node.cache_seconds
         self.unshared = node.unshared
+        self.allocates = node.allocates
 
     async def stat(self) -> StatResult:
         return await self.node.stat()

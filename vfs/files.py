@@ -239,6 +239,7 @@ class Allocator(Synthetic):
     """A file whose open allocates something; every read of that open file returns its id."""
 
     __slots__ = ("allocate",)
+    allocates = True
 
     def __init__(self, allocate: Callable[[Caller], int], mode: int = 0o600) -> None:
         super().__init__(statmod.S_IFREG | mode)

@@ -216,6 +216,8 @@ class Node:
     """How long a kernel may trust this node's name and attributes. 0 for anything synthetic."""
     unshared = False
     """True where a write may wait: FUSE gives each lookup its own inode, so that openers never share its lock."""
+    allocates = False
+    """True: opening this file makes something, so nobody may open it just to look."""
     steady = False
     """True: `readdir` gives the same entries as long as mtime and ctime stay the same, as a filesystem on disk does."""
 

@@ -38,7 +38,7 @@ def say(what: object) -> None:
 def main(words: list[str]) -> int:
     gc.disable()  # many small objects, none of them in a cycle
     left, right, record, *owner = words
-    with open(record + ".lock", "w") as lock:
+    with open(str(Path(record).with_suffix(".lock")), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
             folders = (Side(Path(left)), Side(Path(right), (int(owner[0]), int(owner[1])) if owner else None))

@@ -1,0 +1,154 @@
+// What the page knows, and how it stays true: records are read where they are kept, events tell when to look again.
+import { signal } from "@preact/signals";
+
+export const sessions = signal([]);
+export const active = signal(null);
+export const loaded = signal(false);
+export const detail = signal(null); // the open session: its record with `tasks`, and `seq`, the event it holds for
+export const link = signal("lost"); // "live" while events flow
+export const trouble = signal("");
+export const route = signal(parse());
+
+function parse() {
+  const [view = "", id = "", tab = ""] = location.hash.replace(/^#\/?/, "").split("/").map(decodeURIComponent);
+  return { view, id, tab };
+}
+addEventListener("hashchange", () => (route.value = parse()));
+
+export class Refused extends Error {
+  constructor(status, code, message) {
+    super(message);
+    this.status = status;
+    this.code = code;
+  }
+}
+
+/** Ask the server; JSON in and out. Throws Refused with what it says, or TypeError where it cannot be reached. */
+export async function ask(method, path, body) {
+  const headers = body === undefined || body instanceof Uint8Array ? {} : { "content-type": "application/json" };
+  const data = body === undefined || body instanceof Uint8Array ? body : JSON.stringify(body);
+  const answer = await fetch(path, { method, headers, body: data });
+  if (answer.status === 401) location.reload();
+  const json = (answer.headers.get("content-type") ?? "").startsWith("application/json");
+  const result = json ? await answer.json() : await answer.text();
+  if (!answer.ok) throw new Refused(answer.status, result.error?.code, result.error?.message ?? answer.statusText);
+  return { result, seq: Number(answer.headers.get("x-seq")) };
+}
+
+/** Do what a person asked for; what goes wrong is shown. Returns the result, undefined after a failure. */
+export async function attempt(method, path, body) {
+  try {
+    trouble.value = "";
+    return (await ask(method, path, body)).result;
+  } catch (error) {
+    trouble.value = error.message;
+  }
+}
+
+// Each of these reads one thing. Asked again while it reads, it reads once more after; after a failure it tries again.
+function reader(read) {
+  let running = false, again = false;
+  return async function look() {
+    again = true;
+    if (running) return;
+    running = true;
+    for (let wait = 250; again; ) {
+      again = false;
+      try {
+        await read();
+        wait = 250;
+      } catch (error) {
+        if (error instanceof Refused && error.status < 500) continue;
+        again = true;
+        await new Promise((done) => setTimeout(done, wait));
+        wait = Math.min(wait * 2, 5000);
+      }
+    }
+    running = false;
+  };
+}
+
+export const lookAtSessions = reader(async () => {
+  const { result } = await ask("GET", "/api/sessions");
+  sessions.value = result.sessions;
+  active.value = result.active;
+  loaded.value = true;
+});
+
+export const lookAtDetail = reader(async () => {
+  const { view, id } = route.value;
+  if (view !== "s") return void (detail.value = null);
+  try {
+    const { result, seq } = await ask("GET", `/api/sessions/${encodeURIComponent(id)}`);
+    if (route.value.id === id) detail.value = { ...result, seq };
+  } catch (error) {
+    if (error.status === 404) detail.value = { id, missing: true, tasks: [], seq: 0 };
+    throw error;
+  }
+});
+
+function happened(event) {
+  const open = detail.value;
+  if (event.event === "output") {
+    // What the record held when it was read is not added again.
+    if (open?.id !== event.session || event.seq <= open.seq) return;
+    const tasks = open.tasks.map((task) => (task.id === event.turn ? { ...task, output: task.output + event.text } : task));
+    if (!open.tasks.some((task) => task.id === event.turn)) lookAtDetail();
+    detail.value = { ...open, tasks, seq: event.seq };
+    return;
+  }
+  lookAtSessions();
+  if (open?.id === event.session || route.value.id === event.session) lookAtDetail();
+}
+
+/** Listen from `seq` on, for ever: the browser comes back by itself and names the last event it had. */
+async function listen() {
+  let seq;
+  const first = reader(async () => ({ seq } = await ask("GET", "/api/sessions")));
+  await first();
+  const source = new EventSource(`/api/events?since=${seq}`);
+  const refresh = () => (lookAtSessions(), lookAtDetail());
+  source.onopen = () => ((link.value = "live"), refresh());
+  source.onmessage = (message) => happened(JSON.parse(message.data));
+  source.addEventListener("reset", refresh);
+  source.onerror = () => {
+    link.value = "lost";
+    if (source.readyState === EventSource.CLOSED) setTimeout(listen, 1000); // refused: the server is starting, say
+  };
+}
+
+export function start() {
+  lookAtSessions();
+  route.subscribe(() => lookAtDetail());
+  listen();
+}
+
+/** Read a file of the tree as text. */
+export async function readFile(path) {
+  const answer = await fetch(`/fs${path}`);
+  if (!answer.ok) throw new Refused(answer.status, "", (await answer.json()).error?.message);
+  return answer.text();
+}
+
+/** Follow a file that grows: `take` gets its bytes, in order and once, over lost connections too, until its end. */
+export async function follow(path, take, ended) {
+  let offset = 0;
+  for (let wait = 250; !ended.aborted; ) {
+    try {
+      const answer = await fetch(`/fs${path}?offset=${offset}`, { signal: ended });
+      if (answer.status === 404) return;
+      if (!answer.ok) throw new Error(answer.statusText);
+      for (const body = answer.body.getReader(); ; ) {
+        const { value, done } = await body.read();
+        if (done) return;
+        offset += value.length;
+        take(value);
+        wait = 250;
+      }
+    } catch {
+      if (ended.aborted) return;
+      await new Promise((done) => setTimeout(done, wait));
+      wait = Math.min(wait * 2, 5000);
+    }
+  }
+}
