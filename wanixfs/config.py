@@ -46,6 +46,10 @@ class Config:
     """Addresses of the 9P server, as `vfs.ninep.address` writes them."""
     allow_remote: bool = False
     """Whether a TCP address may be another than loopback."""
+    http: str | None = None
+    """Where HTTP is served, written like an address of 9P but TCP; None: nowhere."""
+    http_names: tuple[str, ...] = ()
+    """Further host names that browsers may know the HTTP server by."""
     mount: Path | None = None
     """Where the administrator's tree is mounted; None serves 9P only."""
     namespace: Path | None = None
@@ -84,6 +88,13 @@ class Config:
                 addresses.parse(address)
             except OSError as error:
                 raise ConfigError(f"listen: {error.strerror}") from error
+        if self.http is not None:
+            try:
+                network = addresses.parse(self.http).network
+            except OSError as error:
+                raise ConfigError(f"http: {error.strerror}") from error
+            if network != "tcp":
+                raise ConfigError(f"http: not a TCP address: {self.http}")
         if self.mount is not None and (self.mount == self.state or self.mount in self.state.parents):
             raise ConfigError(f"mount: would hide the state directory: {self.mount}")
         for name, value, least in (

@@ -32,6 +32,7 @@ from tasks.task import Task
 from tasks.tree import TaskTree
 from tasks.view import View
 from tasks.views import Views
+from tasks.workspace.folders import Folders
 from vfs.directory import LiveDir
 from vfs.host import HostTree
 from vfs.hostmounts import HostMounts
@@ -81,6 +82,7 @@ class House:
             service=self.service,
             writer=lambda: self.views.admin.namespace,
             policy=config.sessions,
+            workspace=Folders(state / "workspaces"),
             template=config.session_template,
         )
         self.tree = TaskTree(self.service, makers=_group_id(config.group))

@@ -4,6 +4,7 @@ import fcntl
 import os
 import secrets
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -65,7 +66,8 @@ async def _serve(config: Config) -> bool:
     """Serve until a signal; returns whether it asked for a new server."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with opened(config) as (house, driver), AsyncExitStack() as stack:
-            await _listen(house, stack)
+            token = config.token or _token(config.state / "token")
+            await _listen(house, token, stack)
             mount = await _mount(house, driver.vault, stack)
             if os.geteuid() == 0:
                 _give_roots(house, driver, mount)
@@ -75,6 +77,8 @@ async def _serve(config: Config) -> bool:
                 forgetting = Forgetting(house, mount)
                 house.service.on_removed.append(forgetting.removed)
                 nursery.start_soon(forgetting.run)
+            if config.http is not None:
+                await _serve_http(house, token, stack)
             notify("READY=1")
             log.info("serving", addresses=list(config.listen), mount=str(mount.path) if mount else None)
             number = await anext(signals)
@@ -113,7 +117,7 @@ async def opened(config: Config) -> AsyncIterator[tuple[House, LinuxDriver]]:
     house.close()
 
 
-async def _listen(house: House, stack: AsyncExitStack) -> None:
+async def _listen(house: House, token: str, stack: AsyncExitStack) -> None:
     """Serve 9P on every configured address until the stack unwinds."""
     config = house.config
     listeners = []
@@ -123,10 +127,28 @@ async def _listen(house: House, stack: AsyncExitStack) -> None:
             Path(where.path).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             stack.callback(Path(where.path).unlink, missing_ok=True)
         listeners.append(address.listen(where, allow_remote=config.allow_remote, mode=0o666))
-    token = config.token or _token(config.state / "token")
     nursery = await stack.enter_async_context(trio.open_nursery())
     stack.callback(nursery.cancel_scope.cancel)
     await nursery.start(partial(serve_ninep, listeners, partial(house.attach, token), locks=house.locks))
+
+
+async def _serve_http(house: House, token: str, stack: AsyncExitStack) -> None:
+    """Serve HTTP until the stack unwinds; say once on stdout where, with the token."""
+    from wanixfs.http.app import application  # what it takes is loaded only where it is asked for
+    from wanixfs.http.server import serving
+
+    config = house.config
+    where = address.parse(config.http or "")
+    listener = address.listen(where, allow_remote=config.allow_remote)
+    app = application(
+        sessions=house.sessions,
+        service=house.service,
+        root=house.views.admin.namespace.root,
+        token=token,
+        names={"localhost", "127.0.0.1", "::1", where.host, socket.gethostname(), *config.http_names},
+    )
+    url = await stack.enter_async_context(serving(app, listener))
+    print(f"{url}/?token={token}", flush=True)
 
 
 def _token(path: Path) -> str:

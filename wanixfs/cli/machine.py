@@ -37,6 +37,8 @@ class UidRange(click.ParamType[tuple[int, int]]):
 @click.command()
 @click.option("--mount", type=PATH, metavar="DIR", help="Mount the tree here for this machine's programs.")
 @click.option("--listen", multiple=True, metavar="ADDR", help="Serve 9P here: unix!PATH or tcp!HOST!PORT. Repeatable.")
+@click.option("--http", metavar="ADDR", help="Serve HTTP and the page here: tcp!127.0.0.1!PORT.")
+@click.option("--http-name", multiple=True, metavar="NAME", help="A further host name of the HTTP server. Repeatable.")
 @click.option("--allow-remote", is_flag=True, help="Let a TCP address be another than loopback.")
 @click.option(
     "--state", type=PATH, metavar="DIR", envvar="WANIXFS_STATE", help="What outlives the server. [env: WANIXFS_STATE]"
@@ -86,6 +88,8 @@ def serve(
     target: Target,
     mount: Path | None,
     listen: tuple[str, ...],
+    http: str | None,
+    http_name: tuple[str, ...],
     allow_remote: bool,
     state: Path | None,
     namespace: Path | None,
@@ -108,6 +112,8 @@ def serve(
         config = Config(
             state=state,
             listen=listen or (f"unix!{default_socket(os.environ, os.geteuid(), state)}",),
+            http=http,
+            http_names=http_name,
             allow_remote=allow_remote,
             mount=mount and mount.absolute(),
             namespace=namespace and namespace.absolute(),

@@ -29,11 +29,9 @@ from wanixfs.http.sessions import SessionsApi
 PAGE = Path(__file__).parent / "page"
 
 
-def application(
-    *, sessions: Sessions, service: TaskService, root: Node, token: str, names: Iterable[str]
-) -> ASGIApp:
+def application(*, sessions: Sessions, service: TaskService, root: Node, token: str, names: Iterable[str]) -> ASGIApp:
     """Return everything served over HTTP. `root` is the administrator's tree; `names` are the hosts that we are."""
-    api, programs, files = SessionsApi(sessions), Programs(service, root), Files(root)
+    api, programs, files = SessionsApi(sessions), Programs(service, sessions, root), Files(root)
     html = (PAGE / "index.html").read_text()
     policy = {"content-security-policy": POLICY.replace("script-src 'self'", f"script-src 'self' {_import_map(html)}")}
 

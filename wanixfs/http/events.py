@@ -1,5 +1,7 @@
-"""`/api/events`: what happens, as it happens (server-sent events). No gap and no duplicate: an event's id is its place in
-the journal, and who comes back names the last one seen."""
+"""`/api/events`: what happens, as it happens (server-sent events).
+
+No gap and no duplicate: an event's id is its place in the chronicle, and who comes back names the last one seen.
+"""
 
 import json
 from functools import partial

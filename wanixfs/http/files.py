@@ -1,4 +1,4 @@
-"""`/fs/PATH`: the administrator's tree, to read. A file's bytes, a directory's names, a stream for as long as it goes on."""
+"""`/fs/PATH`: the administrator's tree, to read. A file's bytes, a directory's names, a stream while it goes on."""
 
 import mimetypes
 import os
@@ -33,8 +33,8 @@ class Files:
     async def __call__(self, request: Request) -> Response:
         """Answer GET and HEAD.
 
-        `?offset=N` starts there; `?wait=0` ends a stream where it would wait. `Range` is for files that have a size. 405
-        for a file whose open makes something.
+        `?offset=N` starts there; `?wait=0` ends a stream where it would wait. `Range` is for files that have a size.
+        405 for a file whose open makes something.
         """
         raw: bytes = request.scope.get("raw_path") or quote(request.url.path).encode()
         path = os.fsdecode(unquote_to_bytes(raw.partition(b"?")[0])).removeprefix("/fs")

@@ -1,8 +1,8 @@
 """Who may ask: every request passes here first.
 
-A browser must have come by the token (a cookie that no script reads and no other site sends), a program presents it. Names
-other than our own are refused, so that no foreign name can be pointed at us, and whatever changes something must come
-from our own page. Bodies are bounded; every answer says what a browser may do with it.
+A browser must have come by the token (a cookie that no script reads and no other site sends), a program presents it.
+Names other than our own are refused, so that no foreign name can be pointed at us, and whatever changes something must
+come from our own page. Bodies are bounded; every answer says what a browser may do with it.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ PUBLIC = ("/healthz", "/static/")
 """What anyone may read: that we live, and the page's own files, which hold nothing."""
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
-    "connect-src 'self'; font-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    "connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 HEADERS = {
     "content-security-policy": POLICY,
@@ -139,7 +139,7 @@ def _with_headers(send: Send) -> Send:
 
 
 def _bounded(receive: Receive) -> Receive:
-    """Pass a body on up to `MAX_BODY`; what goes on beyond it (no length was announced) is cut as if the client left."""
+    """Pass a body on up to `MAX_BODY`; one that goes on beyond it unannounced ends as if the client left."""
     taken = 0
 
     async def receiving() -> Message:

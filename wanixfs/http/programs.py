@@ -1,4 +1,4 @@
-"""`/api/programs`: the tasks of the tree as programs to watch and to type to. Each act is a write to the task's own file."""
+"""`/api/programs`: the tasks of the tree as programs to watch and to type to. Each act is a write to a task's file."""
 
 import os
 from errno import EINVAL, ENOENT
@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from tasks.service import TaskService
+from tasks.sessions.service import Sessions
 from tasks.task import Task
 from vfs.node import ROOT, Node
 from vfs.walk import open_path
@@ -20,8 +21,9 @@ MAX_SCREEN = 1000
 class Programs:
     """Programs of one node: `service` has the records, the tree below `root` the files."""
 
-    def __init__(self, service: TaskService, root: Node) -> None:
+    def __init__(self, service: TaskService, sessions: Sessions, root: Node) -> None:
         self._service = service
+        self._sessions = sessions
         self._root = root
 
     async def index(self, request: Request) -> Response:
@@ -33,19 +35,16 @@ class Programs:
         return JSONResponse(shown(self._task(request)))
 
     async def new(self, request: Request) -> Response:
-        """POST {argv, pty: [rows, columns], parent, cwd}: start a program; below `parent`, it is that task's child and sees
-        what it sees."""
-        given = await fields(request, argv=list, pty=list, parent=(str, int), cwd=str)
+        """POST {argv, pty: [rows, columns], session}: start a program. In a session it runs as its user, and sees what
+        its agent sees while that runs."""
+        given = await fields(request, argv=list, pty=list, session=str)
         argv = given.get("argv", [])
         if not argv or not all(isinstance(word, str) for word in argv):
             raise OSError(EINVAL, "argv: a list of at least one word is needed")
         rows, columns = _screen(given["pty"]) if "pty" in given else (0, 0)
-        parent = self._find(str(given["parent"])) if given.get("parent") else None
-        task = self._service.create(parent)
+        task = self._in_session(given["session"]) if "session" in given else self._service.create(None)
         try:
             await self._write(task, "ctl", "cmd " + " ".join(map(quote, argv)))
-            if "cwd" in given:
-                await self._write(task, "cwd", given["cwd"])
             if rows:
                 await self._write(task, "ctl", f"pty {rows}x{columns}")
             await self._write(task, "ctl", "start")
@@ -71,6 +70,15 @@ class Programs:
         given = await fields(request, signal=(str, int))
         await self._write(self._task(request), "ctl", f"kill {quote(str(given.get('signal', 'TERM')))}")
         return Response(status_code=204)
+
+    def _in_session(self, name: str) -> Task:
+        session = self._sessions.get(name)
+        agent = self._service.tasks.get(session.task)
+        if agent is not None and agent.state.live:
+            return self._service.create(agent)
+        task = self._service.create(None, user=session.user)
+        self._service.configure(task, "cwd", cwd=self._service.homes.inside(session.user))
+        return task
 
     def _task(self, request: Request) -> Task:
         return self._find(request.path_params["id"])
