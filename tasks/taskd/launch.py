@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from errno import EACCES, EINVAL, EIO, ENOENT, ENOTDIR, EPERM
 
 from tasks.taskd import relay, root, syscalls
-from tasks.taskd.protocol import MAX_MESSAGE, Message, integer, table, text, texts
+from tasks.taskd.processes import join
+from tasks.taskd.protocol import Message, integer, table, text, texts
 from tasks.taskd.stocks import Stocks
 
 MAX_ARGUMENT = 128 << 10  # the kernel's MAX_ARG_STRLEN
@@ -83,8 +84,7 @@ class Spec:
             self.pty = (integer(size, "rows", 1, 65535), integer(size, "columns", 1, 65535))
         self.cgroup = fd(message, "cgroup") if "cgroup" in message else -1
         self.sweep = fd(message, "sweep") if "sweep" in message else -1
-        join = table(message, "join")
-        self.join = [fd(join, name) for name in join]
+        self.join = texts(message, "join", MAX_PATH)
         self.net = text(message, "net", 16, "host")
         self.allow = relay.parse(message)
         self.relay = -1
@@ -95,7 +95,7 @@ class Spec:
         self.plan = None
         if message.get("root") is not None:
             plan = table(message, "root")
-            stock = stocks.of(text(plan, "stock", MAX_MESSAGE)) if stocks and "stock" in plan else None
+            stock = stocks.of(text(plan, "stock", 64), message.get("stock")) if stocks and "stock" in plan else None
             self.plan = root.Plan(plan, stock)
 
 
@@ -237,8 +237,7 @@ def _child(spec: Spec, given: dict[int, int], terminal: int, around: Surrounding
 
 def _become(spec: Spec, given: dict[int, int], terminal: int, around: Surroundings, ready: int) -> None:
     os.setsid()
-    for fd in spec.join:
-        os.write(fd, b"0")
+    join(spec.join)
     if spec.nice:
         os.setpriority(os.PRIO_PROCESS, 0, spec.nice)
     apart = syscalls.CLONE_NEWNET if spec.net == "none" else 0

@@ -14,11 +14,11 @@ import os
 import socket
 import stat
 from collections.abc import Callable, Mapping
-from errno import EINVAL, ENOENT, ESTALE
+from errno import EINVAL, ELOOP, ENOENT, ENOTDIR, ESTALE
 from functools import partial
 
 from tasks.taskd import syscalls
-from tasks.taskd.protocol import Message, ancillary, decode, integer, received_fds, text, texts
+from tasks.taskd.protocol import Message, ancillary, integer, received_fds, text, texts
 from tasks.taskd.syscalls import (
     MOUNT_ATTR_NODEV,
     MOUNT_ATTR_NOEXEC,
@@ -40,6 +40,7 @@ QUIET = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 LINKS = {"fd": "/proc/self/fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2", "ptmx": "pts/ptmx"}
 READ_ONLY_PROC = ("sys", "sysrq-trigger", "irq", "bus", "fs")
+MOVED = "what was bound is no longer there"
 HIDDEN_PROC = ("kcore", "keys", "kallsyms", "timer_list", "sched_debug")
 
 
@@ -223,14 +224,21 @@ class Bind(Step):
 
     def open(self, view: View) -> int:
         """Return an O_PATH descriptor of what is to be bound."""
-        resolve = RESOLVE_NO_MAGICLINKS | (RESOLVE_NO_SYMLINKS if self._identity else 0)
-        return syscalls.openat2(syscalls.AT_FDCWD, self._path, os.O_PATH, resolve)
+        if not self._identity:
+            return syscalls.openat2(syscalls.AT_FDCWD, self._path, os.O_PATH, RESOLVE_NO_MAGICLINKS)
+        try:
+            resolve = RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS
+            return syscalls.openat2(syscalls.AT_FDCWD, self._path, os.O_PATH, resolve)
+        except OSError as error:
+            if error.errno not in (ENOENT, ENOTDIR, ELOOP):
+                raise
+            raise OSError(ESTALE, MOVED) from error
 
     def prepare(self, view: View, terminal: int) -> None:
         source = self.open(view)
         st = os.fstat(source)
         if self._identity not in (None, (st.st_dev, st.st_ino)):
-            raise OSError(ESTALE, "what was bound is no longer there")
+            raise OSError(ESTALE, MOVED)
         self.directory = stat.S_ISDIR(st.st_mode)
         self.mount = _clone(source, "", self._attributes)
         os.close(source)
@@ -355,14 +363,11 @@ KINDS: dict[str, type[Step]] = {
 
 
 class Stock:
-    """Binds that many roots have in common, and, once it is made, their namespace.
+    """Binds that many roots have in common, and, once it is made, their namespace."""
 
-    `steps` is a JSON object {"steps": [STEP, ...]}.
-    """
-
-    def __init__(self, steps: str) -> None:
+    def __init__(self, steps: object) -> None:
         self.binds: list[Bind] = []
-        for message in _list(decode(steps.encode()), "steps"):
+        for message in _list(steps, "stock"):
             bind = _parse(message)
             if not isinstance(bind, Bind) or isinstance(bind, Seen):
                 raise OSError(EINVAL, "not what tasks could have in common")
@@ -449,8 +454,8 @@ class Plan:
     """
 
     def __init__(self, message: Message, stock: Stock | None = None) -> None:
-        steps = _list(message, "steps")
-        self.stock = stock or Stock('{"steps":[]}')
+        steps = _list(message.get("steps"), "steps")
+        self.stock = stock or Stock([])
         self._own = [_parse(step) for step in steps if not isinstance(step, int)]
         own = iter(self._own)
         try:
@@ -512,8 +517,7 @@ class Plan:
                 _naming(step.at, partial(step.attach, root))
 
 
-def _list(message: Message, key: str) -> list[object]:
-    value = message.get(key)
+def _list(value: object, key: str) -> list[object]:
     if not isinstance(value, list) or len(value) > MAX_STEPS:
         raise OSError(EINVAL, f"{key}: not a list of at most {MAX_STEPS}")
     return value

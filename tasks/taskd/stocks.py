@@ -1,6 +1,7 @@
-"""The stocks of roots that the supervisor keeps: each for a moment longer than it is used, for it holds host mounts."""
+"""The stocks of roots that the supervisor knows. Their mounts, which hold host mounts, go soon after their last use."""
 
 import time
+from errno import ENOKEY
 
 from tasks.taskd.root import Stock
 
@@ -9,25 +10,30 @@ MAX_STOCKS = 32
 
 
 class Stocks:
-    """Stocks by the steps that they are made of."""
+    """Stocks by the key that the server gave them."""
 
     def __init__(self) -> None:
         self._stocks: dict[str, tuple[Stock, float]] = {}
 
-    def of(self, steps: str) -> Stock:
-        """Return the stock of these steps (see `Stock`), made at need; the one that was used least recently may go."""
-        stock = self._stocks.pop(steps, (None, 0.0))[0] or Stock(steps)
-        self._stocks[steps] = stock, time.monotonic()
+    def of(self, key: str, steps: object) -> Stock:
+        """Return a stock; one that is new is made of `steps` (see `Stock`). ENOKEY without them.
+
+        The one that was used least recently may go.
+        """
+        stock = self._stocks.pop(key, (None, 0.0))[0]
+        if stock is None:
+            if steps is None:
+                raise OSError(ENOKEY, "a stock that was not described")
+            stock = Stock(steps)
+        self._stocks[key] = stock, time.monotonic()
         if len(self._stocks) > MAX_STOCKS:
-            self._drop(next(iter(self._stocks)))
+            self._stocks.pop(next(iter(self._stocks)))[0].close()
         return stock
 
     def expire(self) -> bool:
-        """Drop those that were not used lately; returns whether any are left."""
+        """Close those that were not used lately; returns whether any are left open."""
         oldest = time.monotonic() - KEEP_SECONDS
-        for steps in [steps for steps, (_, used) in self._stocks.items() if used <= oldest]:
-            self._drop(steps)
-        return bool(self._stocks)
-
-    def _drop(self, steps: str) -> None:
-        self._stocks.pop(steps)[0].close()
+        for stock, used in self._stocks.values():
+            if used <= oldest:
+                stock.close()
+        return any(used > oldest for _, used in self._stocks.values())

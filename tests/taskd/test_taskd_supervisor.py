@@ -115,7 +115,7 @@ BAD_STARTS = [
     {"pty": {"rows": 0, "columns": 80}},
     {"pty": [24, 80]},
     {"cgroup": 0},
-    {"join": {"0": 0}},
+    {"join": [0]},
     {"seccomp": "not hex"},
     {"root": {"steps": "none"}},
     {"root": {"steps": [{"kind": "bind"}]}},

@@ -9,9 +9,9 @@ and cgroup-v2.rst of the kernel's documentation.
 import os
 import signal
 import time
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
-from errno import EBUSY, EINVAL, ENOENT, ENOTSUP
+from errno import EAGAIN, EBUSY, EINVAL, ENOENT, ENOTSUP
 from pathlib import Path
 
 import trio
@@ -22,6 +22,10 @@ from tasks.drivers.linux.oom import OomNotice
 CONTROLLERS = frozenset({"memory", "pids", "cpu", "cpuacct", "io", "blkio", "freezer"})
 PERIOD_USEC = 100_000
 LEAST_QUOTA_USEC = 1_000
+LATE = frozenset({"pids", "cpu"})
+"""Controllers that do nothing without a limit: a version 1 directory of theirs is made only for one."""
+TAKE_IN_ROUNDS = 32
+BLOCK = 1 << 16
 FREEZE_DEADLINE = 2.0
 SWEEP_DEADLINE = 5.0
 
@@ -33,6 +37,10 @@ class Hierarchy:
     base: Path
     controllers: frozenset[str]
     unified: bool
+
+
+Places = Sequence[tuple[str | Path, Hierarchy]]
+"""Directories of one group, with the hierarchies they are in."""
 
 
 def hierarchies(mountinfo: str, membership: str) -> list[Hierarchy]:
@@ -83,25 +91,27 @@ def _delegate(directory: Path) -> frozenset[str]:
 
 
 class Group:
-    """The cgroup of one task: a directory in each hierarchy."""
+    """The cgroup of one task: a directory in each hierarchy; in the `late` ones only once a limit needs it."""
 
-    def __init__(self, name: str, places: list[tuple[Path, Hierarchy]]) -> None:
+    def __init__(self, name: str, places: Places, late: Places = ()) -> None:
         self.name = name
-        self._directories = [directory for directory, _ in places]
-        self._of: dict[str, tuple[Path, bool]] = {}
-        self.unified: Path | None = None
+        self._directories = [str(directory) for directory, _ in places]
+        self._late = {str(directory) for directory, _ in late}
+        self._of: dict[str, tuple[str, bool]] = {}
+        self.unified = ""
         """Its version 2 directory, in which clone3(2) can make a process."""
-        self.joined: list[Path] = []
-        """Its version 1 `tasks` files: a process that writes "0" there is in."""
-        for directory, hierarchy in places:
-            self._of.update(dict.fromkeys(hierarchy.controllers, (directory, hierarchy.unified)))
+        for directory, hierarchy in (*places, *late):
+            self._of.update(dict.fromkeys(hierarchy.controllers, (str(directory), hierarchy.unified)))
             if hierarchy.unified:
-                self.unified = directory
-            else:
-                self.joined.append(directory / "tasks")
+                self.unified = str(directory)
 
     @property
-    def sweep(self) -> Path:
+    def joined(self) -> list[str]:
+        """Its version 1 `tasks` files: a process that writes "0" there is in."""
+        return [f"{directory}/tasks" for directory in self._directories if directory != self.unified]
+
+    @property
+    def sweep(self) -> str:
         """A directory whose cgroup.procs lists every process of the group."""
         return self.unified or self._directories[0]
 
@@ -139,50 +149,73 @@ class Group:
                 raise OSError(ENOTSUP, f"this machine has no {controller} controller")
             return
         directory = self._of[controller][0]
+        if directory in self._late:
+            if wanted is None:
+                return
+            self._take_in(directory)
         for file, text in values.items():
             try:
-                (directory / file).write_text(text)
+                _write(f"{directory}/{file}", text)
             except FileNotFoundError:  # no swap accounting
                 if not file.startswith(("memory.swap", "memory.memsw")):
                     raise
 
+    def _take_in(self, directory: str) -> None:
+        """Make a late directory and move every process there. EAGAIN if they multiply faster than that."""
+        os.mkdir(directory)
+        self._late.discard(directory)
+        self._directories.append(directory)
+        for _ in range(TAKE_IN_ROUNDS):
+            outside = set(self.pids()).difference(_processes(directory))
+            if not outside:
+                return
+            for pid in outside:
+                try:
+                    _write(f"{directory}/cgroup.procs", str(pid))
+                except ProcessLookupError:
+                    continue
+        raise OSError(EAGAIN, "the task's processes could not all be reached; try again")
+
     async def pause(self, stopped: bool) -> None:
         """Freeze or thaw every process; returns when they are. ENOTSUP without a freezer."""
         if self.unified:
-            file, word, sign = self.unified / "cgroup.freeze", str(int(stopped)), f"frozen {int(stopped)}"
-            state = self.unified / "cgroup.events"
+            file, word, sign = f"{self.unified}/cgroup.freeze", str(int(stopped)), f"frozen {int(stopped)}"
+            state = f"{self.unified}/cgroup.events"
         elif "freezer" in self._of:
-            file = state = self._of["freezer"][0] / "freezer.state"
+            file = state = f"{self._of['freezer'][0]}/freezer.state"
             word = sign = "FROZEN" if stopped else "THAWED"
         else:
             raise OSError(ENOTSUP, "this machine has no freezer")
-        file.write_text(word)
+        _write(file, word)
         with trio.move_on_after(FREEZE_DEADLINE):
-            while sign not in state.read_text():
+            while sign not in _read(state):
                 await trio.sleep(0.001)
             return
         raise OSError(EBUSY, "some processes are in an uninterruptible wait")
 
     @property
     def can_pause(self) -> bool:
-        return self.unified is not None or "freezer" in self._of
+        return bool(self.unified) or "freezer" in self._of
 
     def pids(self) -> list[int]:
         """Return its processes."""
-        return [int(pid) for pid in (self.sweep / "cgroup.procs").read_text().split()]
+        return _processes(self.sweep)
 
     def kill(self) -> None:
         """Send SIGKILL to every process, frozen ones too."""
-        if self.unified and (self.unified / "cgroup.kill").exists():
-            (self.unified / "cgroup.kill").write_text("1")
-            return
+        if self.unified:
+            try:
+                _write(f"{self.unified}/cgroup.kill", "1")
+                return
+            except FileNotFoundError:  # before Linux 5.14
+                pass
         for pid in self.pids():
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass
-        if self.unified is None and "freezer" in self._of:
-            (self._of["freezer"][0] / "freezer.state").write_text("THAWED")
+        if not self.unified and "freezer" in self._of:
+            _write(f"{self._of['freezer'][0]}/freezer.state", "THAWED")
 
     def stat(self, what: str) -> dict[str, int]:
         """Return the figures of mem, cpu, io or pids; {} without the controller, then the caller asks /proc."""
@@ -198,26 +231,29 @@ class Group:
 
     def _cpu(self) -> dict[str, int]:
         if self.unified and "cpuacct" not in self._of:
-            table = _table(self.unified / "cpu.stat")
+            table = _table(f"{self.unified}/cpu.stat")
             keys = ("user_usec", "system_usec", "throttled_usec")
             return {key: table[key] for key in keys if key in table}
-        nanoseconds = self._numbers("cpuacct", {"user_usec": "cpuacct.usage_user", "system_usec": "cpuacct.usage_sys"})
-        figures = {key: value // 1000 for key, value in nanoseconds.items()}
-        if "cpu" in self._of:
-            figures["throttled_usec"] = _table(self._of["cpu"][0] / "cpu.stat").get("throttled_time", 0) // 1000
+        figures = self._accounted()
+        if "cpu" in self._of and self._of["cpu"][0] not in self._late:
+            figures["throttled_usec"] = _table(f"{self._of['cpu'][0]}/cpu.stat").get("throttled_time", 0) // 1000
         return figures
+
+    def _accounted(self) -> dict[str, int]:
+        nanoseconds = self._numbers("cpuacct", {"user_usec": "cpuacct.usage_user", "system_usec": "cpuacct.usage_sys"})
+        return {key: value // 1000 for key, value in nanoseconds.items()}
 
     def _io(self) -> dict[str, int]:
         figures = {"read_bytes": 0, "write_bytes": 0}
         if "io" in self._of:
-            for line in (self._of["io"][0] / "io.stat").read_text().splitlines():
+            for line in _read(f"{self._of['io'][0]}/io.stat").splitlines():
                 values = dict(item.split("=") for item in line.split()[1:])
                 figures["read_bytes"] += int(values["rbytes"])
                 figures["write_bytes"] += int(values["wbytes"])
             return figures
         if "blkio" not in self._of:
             return {}
-        for line in (self._of["blkio"][0] / "blkio.throttle.io_service_bytes").read_text().splitlines():
+        for line in _read(f"{self._of['blkio'][0]}/blkio.throttle.io_service_bytes").splitlines():
             _, *kind, count = line.split()
             if kind and f"{kind[0].lower()}_bytes" in figures:
                 figures[f"{kind[0].lower()}_bytes"] += int(count)
@@ -233,7 +269,7 @@ class Group:
         found: dict[str, int] = {}
         for key, file in files.items():
             try:
-                text = (self._of[controller][0] / file).read_text().strip()
+                text = _read(f"{self._of[controller][0]}/{file}").strip()
             except OSError as error:
                 if error.errno != ENOENT:
                     raise
@@ -247,7 +283,15 @@ class Group:
         if "memory" not in self._of:
             return 0
         directory, unified = self._of["memory"]
-        return _table(directory / ("memory.events" if unified else "memory.oom_control")).get("oom_kill", 0)
+        return _table(f"{directory}/memory.{'events' if unified else 'oom_control'}").get("oom_kill", 0)
+
+    def used(self) -> dict[str, int]:
+        """Return what it used in all, as far as it is known: `user_usec`, `system_usec` and `peak_bytes`."""
+        peak = "memory.peak" if self._has("memory", unified=True) else "memory.max_usage_in_bytes"
+        figures = self._numbers("memory", {"peak_bytes": peak})
+        if "cpuacct" in self._of:
+            return figures | self._accounted()
+        return figures | self._cpu()
 
     def oom_notice(self) -> OomNotice | None:
         """Return what wakes when it runs out of memory; None without the memory controller."""
@@ -262,13 +306,38 @@ class Group:
         return not self._directories
 
 
-def _table(path: Path) -> dict[str, int]:
-    return {key: int(value) for key, value in (line.split() for line in path.read_text().splitlines())}
-
-
-def _rmdir(directory: Path) -> bool:
+def _read(path: str) -> str:
+    """Return a small file's text, in three system calls."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        directory.rmdir()
+        data = part = os.read(fd, BLOCK)
+        while len(part) == BLOCK:
+            part = os.read(fd, BLOCK)
+            data += part
+        return data.decode()
+    finally:
+        os.close(fd)
+
+
+def _write(path: str, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+def _table(path: str) -> dict[str, int]:
+    return {key: int(value) for key, value in (line.split() for line in _read(path).splitlines())}
+
+
+def _processes(directory: str) -> list[int]:
+    return [int(pid) for pid in _read(f"{directory}/cgroup.procs").split()]
+
+
+def _rmdir(directory: str) -> bool:
+    try:
+        os.rmdir(directory)
     except OSError as error:
         if error.errno == EBUSY:  # a process that has ended but is not quite gone
             return False
@@ -281,7 +350,7 @@ class Cgroups:
     """All the groups of one server: below a directory `name` in each hierarchy that lets us make one."""
 
     def __init__(self, name: str, mounted: list[Hierarchy]) -> None:
-        self._places: list[tuple[Path, Hierarchy]] = []
+        self._places: list[tuple[str, Hierarchy]] = []
         self._stale: list[Group] = []
         for hierarchy in sorted(mounted, key=lambda hierarchy: not hierarchy.unified):
             freezable = any(found.unified for _, found in self._places)
@@ -293,7 +362,7 @@ class Cgroups:
                 continue
             if hierarchy.unified:
                 hierarchy = Hierarchy(hierarchy.base, _delegate(hierarchy.base / name), True)
-            self._places.append((hierarchy.base / name, hierarchy))
+            self._places.append((str(hierarchy.base / name), hierarchy))
         self.controllers: frozenset[str] = frozenset().union(*(hierarchy.controllers for _, hierarchy in self._places))
         """The controllers that groups have."""
 
@@ -302,18 +371,23 @@ class Cgroups:
 
     def make(self, task: str) -> Group:
         """Make a task's group."""
-        places = [(place / task, hierarchy) for place, hierarchy in self._places]
-        for directory, _ in places:
+        places = [(f"{place}/{task}", hierarchy) for place, hierarchy in self._places]
+        late = [place for place in places if not place[1].unified and place[1].controllers <= LATE]
+        early = [place for place in places if place not in late] or late
+        for directory, _ in early:
             try:
                 os.mkdir(directory)
             except FileExistsError:
                 continue
-        return Group(task, places)
+        return Group(task, early, late if early is not late else ())
 
     def find(self, task: str) -> Group | None:
         """Return the group that a task has, as far as it is still there."""
-        there = [(place / task, hierarchy) for place, hierarchy in self._places if (place / task).is_dir()]
-        return Group(task, there) if there else None
+        places = [(f"{place}/{task}", hierarchy) for place, hierarchy in self._places]
+        there = [place for place in places if os.path.isdir(place[0])]
+        if not there:
+            return None
+        return Group(task, there, [place for place in places if place not in there and place[1].controllers <= LATE])
 
     def remove(self, group: Group) -> None:
         """Remove a group whose processes have ended, now or, if one lingers, with a later one."""
@@ -321,7 +395,7 @@ class Cgroups:
 
     def kill_all(self, *, but: Container[str] = ()) -> None:
         """Kill what is left in any group `but` those and remove them. Blocks until it is done."""
-        names = {path.name for place, _ in self._places for path in place.iterdir() if path.is_dir()}
+        names = {entry.name for place, _ in self._places for entry in os.scandir(place) if entry.is_dir()}
         groups = [group for name in names if name not in but and (group := self.find(name))]
         deadline = time.monotonic() + SWEEP_DEADLINE
         while groups and time.monotonic() < deadline:

@@ -11,7 +11,7 @@ import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from errno import EEXIST, EINVAL, ENOTSUP, ESRCH
+from errno import EEXIST, EINVAL, ENOKEY, ENOTSUP, ESRCH
 from pathlib import Path
 
 import trio
@@ -22,9 +22,10 @@ from tasks.drivers.base import Exit, Launch, Limits, Listener
 from tasks.drivers.linux import procstat
 from tasks.drivers.linux.cgroup import Cgroups, Group, Hierarchy, hierarchies
 from tasks.drivers.linux.client import Client, connect, ensure
+from tasks.drivers.linux.layouts import Layouts, Stock
 from tasks.drivers.linux.live import LiveRoot
 from tasks.drivers.linux.oom import OomWatch
-from tasks.drivers.linux.roots import Holder, Roots, root_of, stocked
+from tasks.drivers.linux.roots import Holder, Roots
 from tasks.drivers.linux.seccomp import FILTER
 from tasks.drivers.linux.vault import SupervisorVault
 from tasks.taskd.protocol import Message
@@ -62,8 +63,8 @@ class LinuxDriver:
         self._quitting = False
         self.vault: SupervisorVault
         """Keeps descriptors that must outlive this process."""
-        self.roots: Roots | None = None
-        """Where namespaces are made of; None: tasks see the host's own root."""
+        self._layouts: Layouts | None = None
+        self._stocks: set[str] = set()  # those that the supervisor was told
         self.capabilities = self._find_capabilities()
 
     def _find_capabilities(self) -> frozenset[str]:
@@ -73,6 +74,15 @@ class LinuxDriver:
         if os.geteuid() == 0:
             found |= {"net", "bind"}
         return frozenset(found)
+
+    @property
+    def roots(self) -> Roots | None:
+        """What namespaces are made of; None: tasks see the host's own root."""
+        return self._layouts.roots if self._layouts else None
+
+    @roots.setter
+    def roots(self, roots: Roots | None) -> None:
+        self._layouts = Layouts(roots) if roots else None
 
     @property
     def supervisor_pid(self) -> int:
@@ -96,13 +106,13 @@ class LinuxDriver:
                         fds.append(fd)
                         message[name] = len(fds) - 1
                     started = await self._client.call("start", fds, **message)
-                elif launch.namespace and self.roots:
-                    holder = Holder(task=task, user=launch.user, home=launch.home, uid=launch.uid)
+                elif launch.namespace and self._layouts:
+                    holder = Holder(task=launch.id, user=launch.user, home=launch.home, uid=launch.uid)
                     async with launch.namespace.hold() as table:
                         message["seccomp"] = FILTER
-                        message["root"] = stocked(await root_of(holder, launch.namespace, table, self.roots))
-                        self._follow(holder, launch.namespace, self.roots)
-                        started = await self._client.call("start", fds, **message)
+                        root, stock = await self._layouts.stocked(holder, launch.namespace, table)
+                        self._follow(holder, launch.namespace, self._layouts)
+                        started = await self._start(message | {"root": root}, fds, stock)
                 else:
                     started = await self._client.call("start", fds, **message)
         except OSError:
@@ -117,18 +127,29 @@ class LinuxDriver:
                 os.close(fd)
         return _integer(started["pid"])
 
+    async def _start(self, message: Message, fds: Sequence[int], stock: Stock) -> Message:
+        """Send `start`, with the steps of the stock unless the supervisor still knows them."""
+        if stock.key in self._stocks:
+            try:
+                return await self._client.call("start", fds, **message)
+            except OSError as error:
+                if error.errno != ENOKEY:
+                    raise
+        self._stocks.add(stock.key)
+        return await self._client.call("start", fds, **message, stock=stock.steps)
+
     async def warm_up(self, program: Sequence[str]) -> None:
         """Have the supervisor start a warm program, unless it runs, and wait until it is ready. EIO if it fails."""
         await self._client.call("warm", program=list(program))
 
     def follow(self, launch: Launch) -> None:
         """Let a recovered task's mounts follow its namespace again. Of the launch only who and where is looked at."""
-        if launch.namespace and self.roots and launch.id in self._known:
+        if launch.namespace and self._layouts and launch.id in self._known:
             holder = Holder(task=launch.id, user=launch.user, home=launch.home, uid=launch.uid)
-            self._follow(holder, launch.namespace, self.roots)
+            self._follow(holder, launch.namespace, self._layouts)
 
-    def _follow(self, holder: Holder, namespace: Namespace, roots: Roots) -> None:
-        live = LiveRoot(self._client, holder, namespace, roots)
+    def _follow(self, holder: Holder, namespace: Namespace, layouts: Layouts) -> None:
+        live = LiveRoot(self._client, holder, namespace, layouts)
         namespace.realisers.append(live)
         self._live[holder.task] = (namespace.realisers, live)
 
@@ -176,7 +197,7 @@ class LinuxDriver:
                 fds.append(fd)
             return fds.index(fd)
 
-        def open_index(path: Path, flags: int) -> int:
+        def open_index(path: Path | str, flags: int) -> int:
             opened.append(os.open(path, flags | os.O_CLOEXEC, 0o600))
             return index(opened[-1])
 
@@ -203,8 +224,8 @@ class LinuxDriver:
         if group:
             message["sweep"] = open_index(group.sweep, os.O_RDONLY | os.O_DIRECTORY)
             if group.unified:
-                message["cgroup"] = open_index(group.unified, os.O_RDONLY | os.O_DIRECTORY)
-            message["join"] = {str(at): open_index(file, os.O_WRONLY) for at, file in enumerate(group.joined)}
+                message["cgroup"] = message["sweep"]
+            message["join"] = group.joined
         if launch.net != "host" and "net" in self.capabilities:
             message["net"] = "none"
             message["allow"] = [item._asdict() for item in allowed(launch.net)]
@@ -323,15 +344,15 @@ class LinuxDriver:
         group = self._groups.get(task)
         if not group:
             return exit
-        mem, cpu = group.stat("mem"), group.stat("cpu")
+        used = group.used()
         if exit.code == 128 + SIGKILL and group.oom_kills():
             exit = replace(exit, reason="out of memory")
         self._drop_group(task)
         return replace(
             exit,
-            user_usec=cpu.get("user_usec", exit.user_usec),
-            system_usec=cpu.get("system_usec", exit.system_usec),
-            peak_bytes=mem.get("peak_bytes", exit.peak_bytes),
+            user_usec=used.get("user_usec", exit.user_usec),
+            system_usec=used.get("system_usec", exit.system_usec),
+            peak_bytes=used.get("peak_bytes", exit.peak_bytes),
         )
 
     def _drop_group(self, task: str) -> None:

@@ -9,7 +9,8 @@ import trio
 from ns.namespace import Change, Namespace
 from ns.table import BindTable
 from tasks.drivers.linux.client import Client
-from tasks.drivers.linux.roots import Difference, Holder, Roots, difference, root_of, view_path
+from tasks.drivers.linux.layouts import Layouts
+from tasks.drivers.linux.roots import Difference, Holder, difference, view_path
 from tasks.taskd.protocol import Message
 
 log: Callable[..., object] = structlog.get_logger("linux").error
@@ -18,11 +19,11 @@ log: Callable[..., object] = structlog.get_logger("linux").error
 class LiveRoot:
     """Keeps one task's root in step with its namespace (an `ns.namespace.Realiser`), until the task has ended."""
 
-    def __init__(self, client: Client, holder: Holder, namespace: Namespace, roots: Roots) -> None:
+    def __init__(self, client: Client, holder: Holder, namespace: Namespace, layouts: Layouts) -> None:
         self._client = client
         self._holder = holder
         self._namespace = namespace
-        self._roots = roots
+        self._layouts = layouts
         self._late: Difference | None = None
 
     async def apply(self, change: Change) -> None:
@@ -58,13 +59,13 @@ class LiveRoot:
         return difference(await self._root(before), await self._root(after))
 
     async def _root(self, table: BindTable) -> Message:
-        return await root_of(self._holder, self._namespace, table, self._roots)
+        return await self._layouts.root(self._holder, self._namespace, table)
 
     async def _graft(self, drop: list[str], steps: list[Message], grows: bool) -> None:
         if not (drop or steps):
             return
         try:
-            view = view_path(self._holder, self._roots)
+            view = view_path(self._holder, self._layouts.roots)
             root = {"drop": drop, "steps": steps, "grows": grows, "view": view}
             await self._client.call("graft", task=self._holder.task, root=root)
         except OSError as error:

@@ -19,9 +19,9 @@ class OomNotice:
     Version 1 signals an eventfd (cgroup-v1/memory.rst, 10), version 2 makes `memory.events` poll as changed.
     """
 
-    def __init__(self, directory: Path, *, unified: bool) -> None:
+    def __init__(self, directory: str, *, unified: bool) -> None:
         with ExitStack() as opened:
-            self._file = os.open(directory / ("memory.events" if unified else "memory.oom_control"), os.O_RDONLY)
+            self._file = os.open(f"{directory}/memory.{'events' if unified else 'oom_control'}", os.O_RDONLY | os.O_CLOEXEC)
             opened.callback(os.close, self._file)
             if unified:
                 changed = select.epoll()
@@ -32,7 +32,7 @@ class OomNotice:
             else:
                 self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
                 opened.callback(os.close, self._wake)
-                (directory / "cgroup.event_control").write_text(f"{self._wake} {self._file}")
+                Path(directory, "cgroup.event_control").write_text(f"{self._wake} {self._file}")
             self._unified = unified
             self._opened = opened.pop_all()
 

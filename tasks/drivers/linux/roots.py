@@ -1,6 +1,5 @@
-"""From a namespace to mounts: what the kernel can bind itself it binds, the rest comes from the server's own mount."""
+"""From binds to mounts: what the kernel can bind itself it binds, the rest comes from the server's own mount."""
 
-import json
 import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -8,7 +7,7 @@ from errno import EBUSY, EFBIG, ENOTSUP, ESTALE
 from pathlib import Path
 
 from ns.namespace import Namespace
-from ns.table import BindTable, Member
+from ns.table import Member
 from tasks.taskd.protocol import Message
 from tasks.taskd.root import DEVICES, MAX_TEXT
 from vfs.host import HostNode
@@ -39,38 +38,9 @@ class Holder:
     uid: int
 
 
-async def root_of(holder: Holder, namespace: Namespace, table: BindTable, roots: Roots) -> Message:
-    """Return the root that a task with this table gets, as the supervisor's `start` takes it.
-
-    `/proc` is the task's own, and its home is at `/home/<user>`, where the table has nothing else. ENOTSUP, naming
-    the bind that cannot be realised.
-    """
-    steps: list[Message] = []
-    bound = dict(table.items())
-    for path, members in bound.items():
-        steps += await _steps(path, members, holder, namespace, roots)
-    if "/proc" not in bound:
-        steps.append({"kind": "proc", "at": "/proc", "guarded": holder.uid == 0})
-    home = f"/home/{holder.user}"
-    if home not in bound and "/home" not in bound:
-        steps.append({"kind": "bind", "at": home, "path": str(holder.home)})
-    steps.sort(key=lambda step: str(step["at"]).rstrip("/").count("/"))
-    steps += [{"kind": "mask", "at": path} for path in table.hidden_paths()]
-    return {"steps": steps, "grows": "/" not in bound, "view": view_path(holder, roots)}
-
-
 def view_path(holder: Holder, roots: Roots) -> str:
     """Return where the server's mount shows the task's namespace; "" without a mount."""
     return f"{roots.views}/{holder.task}" if roots.views else ""
-
-
-def stocked(root: Message) -> Message:
-    """Return the same root with the steps that tasks alike have in common apart, as a text by which they are known."""
-    steps = root["steps"]
-    assert isinstance(steps, list)
-    common = [step for step in steps if step["kind"] == "device" or "inode" in step]
-    numbers = {id(step): number for number, step in enumerate(common)}
-    return {**root, "steps": [numbers.get(id(step), step) for step in steps], "stock": json.dumps({"steps": common})}
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,17 +86,14 @@ def _by_path(root: Message) -> dict[str, list[Message]]:
     return found
 
 
-async def _steps(
-    path: str, members: tuple[Member, ...], holder: Holder, namespace: Namespace, roots: Roots
-) -> list[Message]:
+def steps_of(path: str, members: tuple[Member, ...], roots: Roots) -> list[Message]:
+    """Return the steps that make what is bound at a path. ENOTSUP, naming the bind that cannot be realised."""
     member = members[0]
     device, inner = member.origin
     if len(members) == 1:
         if device == "dev" and not inner:
             devices: Iterator[Message] = ({"kind": "device", "at": f"{path}/{name}", "name": name} for name in DEVICES)
             return [{"kind": "dev", "at": path}, *devices]
-        if device == "etc" and not member.dir:
-            return [{"kind": "file", "at": path, "text": await _text(member, namespace)}]
         if device == "dev" and inner in DEVICES:
             return list(_host_binds(path, member, f"/dev/{inner}"))
         if (base := roots.devices.get(device)) is not None:
@@ -166,7 +133,8 @@ def _identity(node: Node | None) -> Message:
     return {"device": st.st_dev, "inode": st.st_ino}
 
 
-async def _text(member: Member, namespace: Namespace) -> str:
+async def text_of(member: Member, namespace: Namespace) -> str:
+    """Return the text of a bound file that each task has its own of. EFBIG."""
     node = await namespace.resolve(member, ROOT)
     handle = await node.open(os.O_RDONLY, ROOT)
     try:

@@ -26,6 +26,7 @@ from tasks.drivers.wasi.engine import new_engine
 from tasks.drivers.wasi.names import ERROR, ROOT
 from tasks.drivers.wasi.preview1 import PREOPENED, Preview1
 from tasks.taskd import syscalls
+from tasks.taskd.processes import join
 from tasks.taskd.protocol import Message, integer, table, text, texts
 
 TRAPPED = 128 + signal.SIGABRT
@@ -85,9 +86,7 @@ def _prepare(message: Message, fds: Sequence[int], around: Surroundings, above: 
         raise OSError(EINVAL, f"descriptor {PREOPENED} of a WASI task is its root")
     missing = {0, 1, 2} - given.keys()
     os.setsid()
-    join = table(message, "join")
-    for group in join:
-        os.write(sent(join, group), b"0")
+    join(texts(message, "join", 4096))
     if nice := integer(message, "nice", -20, 19, 0):
         os.setpriority(os.PRIO_PROCESS, 0, nice)
     if "terminal" in message:
