@@ -6,7 +6,6 @@ State changes first, is journalled, and is then told to whoever waits.
 
 import ctypes
 import os
-import shutil
 import signal
 import time
 from collections import Counter
@@ -41,6 +40,8 @@ TERM_GRACE = 5.0
 """Seconds between SIGTERM and SIGKILL of a task whose time is up."""
 MAX_DEPTH = 256
 """Generations of processes that are searched for a task's main one."""
+SWEEP_DELAY = 0.5
+"""Seconds for which removed homes are gathered before they are deleted together."""
 ENDING = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGKILL})
 CANNOT_START = 126
 """The exit code of a task that was to start later and could not (as shells say it)."""
@@ -222,7 +223,7 @@ class TaskService:
             self._close_fds(task)
             if task.kind and task.times.started is not None:
                 self.drivers[task.kind].forget(str(task.id))
-            shutil.rmtree(self.spools / str(task.id), ignore_errors=True)
+            self._remove_spools(task)
             home = str(task.id)
             if self.homes.exists(home) and not self._home_used(home):
                 self.homes.remove(home)
@@ -234,6 +235,17 @@ class TaskService:
         self.journal.forget(task.id for task in tasks)
         self._announce()
         self._release_waiting()
+
+    def _remove_spools(self, task: Task) -> None:
+        folder = f"{self.spools}/{task.id}"
+        try:
+            for name in os.listdir(folder):
+                os.unlink(f"{folder}/{name}")
+            os.rmdir(folder)
+        except FileNotFoundError:
+            pass  # it was never started
+        except OSError as error:
+            log.warning("the output of a removed task is left", path=folder, error=str(error))
 
     def _home_used(self, home: str) -> bool:
         return any(task.spec.user.home == home for task in self.tasks.values())
@@ -711,6 +723,7 @@ class TaskService:
     async def _sweep_homes(self) -> None:
         while True:
             await self._homes_removed.wait()
+            await trio.sleep(SWEEP_DELAY)
             self._homes_removed = trio.Event()
             await trio.to_thread.run_sync(self.homes.sweep, abandon_on_cancel=True)
 

@@ -34,7 +34,18 @@ class View:
     It is also the `Devices` of its namespace. `inner` marks the view behind a task's `ns/root`.
     """
 
-    __slots__ = ("__weakref__", "_cache", "_caller", "_devices", "_namespace", "inner", "name", "task", "views")
+    __slots__ = (
+        "__weakref__",
+        "_cache",
+        "_caller",
+        "_devices",
+        "_kept",
+        "_namespace",
+        "inner",
+        "name",
+        "task",
+        "views",
+    )
 
     def __init__(
         self,
@@ -54,6 +65,7 @@ class View:
         self._caller = caller
         self._namespace: Namespace | None = None
         self._cache: WeakValueDictionary[str, Node] | None = None
+        self._kept: list[Node] = []
 
     @property
     def admin(self) -> bool:
@@ -123,6 +135,8 @@ class View:
             made = make()
             made.id = node_id(self.name, path)
             self._cache[path] = found = made
+            if self.task is None and "/" not in path:  # a device of one of the few views that all else goes through
+                self._kept.append(found)
         return found
 
 

@@ -5,6 +5,8 @@ import os
 import stat as statmod
 from collections.abc import Awaitable, Callable, Mapping
 from errno import E2BIG, EBADF, EINVAL
+from functools import lru_cache
+from math import inf
 from typing import Generic, Protocol, TypeVar
 
 from vfs.files import Synthetic, as_bytes, as_text
@@ -64,10 +66,18 @@ def usage_line(name: str, verb: Verb) -> str:
 
 def takes(verb: Verb, words: int) -> bool:
     """Tell whether `verb` can be called with that many words."""
+    function = getattr(verb, "__func__", None)
+    least, most = _arity(verb) if function is None else _arity(function)
+    own = function is not None  # a bound method's own object is none of the words
+    return least <= words + own <= most
+
+
+@lru_cache(maxsize=1024)
+def _arity(verb: Verb) -> tuple[int, float]:
+    """Return how many arguments a function takes, at the least and at the most."""
     parameters = inspect.signature(verb).parameters.values()
     least = sum(p.default is p.empty and p.kind is not p.VAR_POSITIONAL for p in parameters)
-    most = len(parameters)
-    return least <= words and (words <= most or any(p.kind is p.VAR_POSITIONAL for p in parameters))
+    return least, inf if any(p.kind is p.VAR_POSITIONAL for p in parameters) else len(parameters)
 
 
 class Control(Synthetic):

@@ -27,6 +27,7 @@ from vfs.node import HANGUP, READABLE, WRITABLE, Caller, Handle, Node, SetStat, 
 from vfs.waiting import Signal
 
 CAPACITY = 65536
+"""Bytes that a pipe holds unless asked otherwise; the kernel's own default, pipe(7)."""
 MAX_READ = 1 << 20
 MAX_RECORD = 65536
 MAX_QUEUED = 1 << 20
@@ -47,7 +48,8 @@ class Pipe:
             raise OSError(EINVAL, "not a pipe's capacity")
         ends = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._adopt(*ends, uid, gid)
-        fcntl.fcntl(ends[1], fcntl.F_SETPIPE_SZ, capacity)
+        if capacity != CAPACITY:
+            fcntl.fcntl(ends[1], fcntl.F_SETPIPE_SZ, capacity)
 
     @classmethod
     def from_fds(cls, r: int, w: int, *, uid: int = 0, gid: int = 0) -> Self:

@@ -15,6 +15,9 @@ from vfs.node import ROOT, Node, node_id
 from vfs.walk import walk
 from wanixfs.house import House
 
+GATHERING = 0.1
+"""Seconds for which removed tasks are gathered: to tell takes a thread."""
+
 
 @dataclass(frozen=True, slots=True)
 class Gone:
@@ -46,6 +49,7 @@ class Forgetting:
     async def run(self) -> None:
         """Tell the kernel until cancelled: of all that are gone by then, at once."""
         async for gone in self._receive:
+            await trio.sleep(GATHERING)
             names = await self._names(gone)
             while self._receive.statistics().current_buffer_used:
                 names += await self._names(self._receive.receive_nowait())
