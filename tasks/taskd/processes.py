@@ -46,6 +46,18 @@ def _scan() -> dict[int, list[int]]:
     return table
 
 
+def members(group: int) -> list[int]:
+    """Return the pids of the processes in the cgroup with this directory descriptor."""
+    fd = os.open("cgroup.procs", os.O_RDONLY | os.O_CLOEXEC, dir_fd=group)
+    try:
+        data = b""
+        while part := os.read(fd, 1 << 16):
+            data += part
+    finally:
+        os.close(fd)
+    return [int(pid) for pid in data.split()]
+
+
 def join(groups: Iterable[str]) -> None:
     """Put the calling process into version 1 cgroups, each given by its `tasks` file."""
     for tasks in groups:

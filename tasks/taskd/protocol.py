@@ -4,7 +4,7 @@ A message is a JSON object. On the host it is one packet of a SEQPACKET
 socket, with descriptors beside it; in a guest it is a frame of a byte stream
 (4-byte little-endian length, then the object), without descriptors.
 
-    request  {"id": N, "op": NAME, ...}
+    request  {"id": N, "op": NAME, ...}; without an id it is only answered if it fails
     reply    {"id": N, "ok": {...}}  or  {"id": N, "errno": E, "error": TEXT}
     event    {"event": NAME, ...}
 

@@ -14,7 +14,7 @@ import os
 import socket
 import stat
 from collections.abc import Callable, Mapping
-from errno import EINVAL, ELOOP, ENOENT, ENOTDIR, ESTALE
+from errno import EINVAL, ENOENT, ENOTDIR, ESTALE
 from functools import partial
 
 from tasks.taskd import syscalls
@@ -230,7 +230,7 @@ class Bind(Step):
             resolve = RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS
             return syscalls.openat2(syscalls.AT_FDCWD, self._path, os.O_PATH, resolve)
         except OSError as error:
-            if error.errno not in (ENOENT, ENOTDIR, ELOOP):
+            if error.errno not in (ENOENT, ENOTDIR):
                 raise
             raise OSError(ESTALE, MOVED) from error
 

@@ -19,13 +19,13 @@ import sys
 import termios
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from errno import EBUSY, EEXIST, EINVAL, EIO, ENODEV, ENOSPC, ENOSYS, EPROTO, ESRCH, ETIMEDOUT
 from functools import partial
 
 from tasks.taskd import launch, protocol, relay, syscalls
 from tasks.taskd.channel import Channel, PacketChannel
-from tasks.taskd.processes import descendants
+from tasks.taskd.processes import descendants, members
 from tasks.taskd.protocol import Message, integer, text
 from tasks.taskd.root import Plan
 from tasks.taskd.spool import Spool
@@ -108,6 +108,7 @@ class Supervisor:
         self._zygotes = Zygotes()
         self._warming: dict[Zygote, list[Request]] = {}
         self._server: Channel | None = None
+        self._listening = False
         self._absent_since = time.monotonic()
         self._quitting: Request | None = None
         self._done = False
@@ -144,6 +145,7 @@ class Supervisor:
             self._server.send({"event": "replaced"})
             self._disconnect()
         self._server = channel
+        self._listening = True
         self._watch(channel.fileno(), lambda events: self._converse(channel, events))
 
     def run(self) -> None:
@@ -194,8 +196,9 @@ class Supervisor:
 
     def _rearm(self) -> None:
         """Read requests only while replies are being taken."""
-        if self._server:
-            self._epoll.modify(self._server.fileno(), select.EPOLLIN if self._server.clear else select.EPOLLOUT)
+        if self._server and self._server.clear is not self._listening:
+            self._listening = self._server.clear
+            self._epoll.modify(self._server.fileno(), select.EPOLLIN if self._listening else select.EPOLLOUT)
 
     def _disconnect(self) -> None:
         server, self._server = self._server, None
@@ -225,7 +228,7 @@ class Supervisor:
             traceback.print_exc(file=sys.stderr)
             self._refuse(channel, number, OSError(EIO, "the supervisor failed; see its log"))
         else:
-            if reply:
+            if reply and number is not None:
                 channel.send({"id": number, "ok": reply[0]}, reply[1])
 
     def _refuse(self, channel: Channel, number: object, error: OSError) -> None:
@@ -345,7 +348,7 @@ class Supervisor:
                 task.spools.append(Spool(numbers, source, kept, spec.spool_limit, terminal=True))
                 continue
             source, write_end = os.pipe()
-            _share_pipe(write_end)
+            _share(write_end)
             ours.append(write_end)
             os.set_blocking(source, False)
             task.spools.append(Spool(numbers, source, kept, spec.spool_limit))
@@ -555,8 +558,8 @@ class Supervisor:
             self._remove(task)
             self._answer(request, task.failed)
         else:
-            self._report_output(now=True)
-            self._tell({"event": "exited", "task": task.id, "exit": task.exit})
+            last = self._take_changed({spool for spool in task.spools if spool in self._changed})
+            self._tell({"event": "exited", "task": task.id, "exit": task.exit, "spools": last})
         self._quit_if_idle()
 
     def _others(self, task: Task) -> list[int]:
@@ -565,8 +568,7 @@ class Supervisor:
             return [pid for pid in descendants([task.main, task.init]) if pid != task.main]
         if task.sweep >= 0:
             try:
-                with open(os.open("cgroup.procs", os.O_RDONLY, dir_fd=task.sweep), "rb") as file:
-                    return [pid for pid in map(int, file.read().split()) if pid != task.main]
+                return [pid for pid in members(task.sweep) if pid != task.main]
             except OSError:  # the cgroup was removed, so it was empty
                 return []
         if task.main:
@@ -613,24 +615,26 @@ class Supervisor:
             self._shut(spool)
         return more
 
-    def _report_output(self, *, now: bool = False) -> None:
+    def _report_output(self) -> None:
         """Tell how far the spools have come: at once after a quiet time, else a few hundred times a second at most."""
-        if not self._server or not (now or self._server.clear):
+        if not self._server or not self._server.clear:
             return
-        changed = {spool: task for spool, task in self._changed.items() if not task.request}  # not before the start is
+        changed = {spool for spool, task in self._changed.items() if not task.request}  # not before the start is
         if not changed:
             return
         time_now = time.monotonic()
-        if not now and time_now < self._output_due:
+        if time_now < self._output_due:
             if not self._output_timer:
                 self._output_timer = True
                 self._after(self._output_due - time_now, self._output_timeout)
             return
         self._output_due = time_now + OUTPUT_INTERVAL
-        for spool in changed:
-            del self._changed[spool]
-        spools = [[task.id, number, *spool.state()] for spool, task in changed.items() for number in spool.numbers]
-        self._tell({"event": "output", "spools": spools})
+        self._tell({"event": "output", "spools": self._take_changed(changed)})
+
+    def _take_changed(self, spools: Iterable[Spool]) -> list[object]:
+        """Return how far these changed spools have come, once."""
+        changed = [(spool, self._changed.pop(spool)) for spool in spools]
+        return [[task.id, number, *spool.state()] for spool, task in changed for number in spool.numbers]
 
     def _output_timeout(self) -> None:
         self._output_timer = False
@@ -639,10 +643,14 @@ class Supervisor:
 def _share_pipe(fd: int) -> None:
     """Let a task of another user open /dev/stdin and the like anew where it is an anonymous pipe; nobody else can."""
     if stat.S_ISFIFO(os.fstat(fd).st_mode) and os.readlink(f"/proc/self/fd/{fd}").startswith("pipe:"):
-        try:
-            os.fchmod(fd, 0o666)
-        except PermissionError:
-            pass  # a pipe of someone else's, shared by them as they like
+        _share(fd)
+
+
+def _share(pipe: int) -> None:
+    try:
+        os.fchmod(pipe, 0o666)
+    except PermissionError:
+        pass  # a pipe of someone else's, shared by them as they like
 
 
 def _signal(pid: int, number: int) -> None:

@@ -87,6 +87,7 @@ def test_version_2_figures_are_read_from_its_own_files(tmp_path: Path) -> None:
 
 
 def test_limit_without_its_controller_is_not_supported(tmp_path: Path) -> None:
+    (tmp_path / "pids.max").write_text("")
     group = Group("task", [(tmp_path, Hierarchy(tmp_path, frozenset({"pids"}), False))])
     for limits in (Limits(memory=1), Limits(cpu=1.0)):
         with pytest.raises(OSError) as raised:

@@ -388,6 +388,30 @@ def test_processes_beyond_the_limit_are_refused(tmp_path: Path) -> None:
     run(tmp_path, body)
 
 
+def test_limits_set_later_hold_for_every_process_there_is(tmp_path: Path) -> None:
+    async def body(driver: LinuxDriver, recorder: Recorder) -> None:
+        if not {"pidlimit", "cpulimit"} <= driver.capabilities:
+            pytest.skip("no pids and cpu controllers here")
+        out = tmp_path / "out"
+        script = "sleep 1000 & sleep 1000 & echo ready; read x; (true) && echo forked"
+        reader, writer = os.pipe()
+        with open(reader, "rb"), open(writer, "wb") as stdin:
+            await driver.start(
+                launch("t", "sh", "-c", script, state=tmp_path, spools={1: out, 2: out}, fds={0: reader})
+            )
+            await recorder.until(lambda: ("t", 1) in recorder.spools)
+            await driver.set_limits("t", Limits(pids=3, cpu=0.5))
+            figures = await driver.stat("t", "pids")
+            assert (figures["current"], figures["limit"]) == (3, 3)
+            assert "throttled_usec" in await driver.stat("t", "cpu")
+            stdin.write(b"\n")
+            stdin.flush()
+            assert (await recorder.exit_of("t")).code != 0
+        assert "forked" not in out.read_text().split()
+
+    run(tmp_path, body)
+
+
 @pytest.mark.parametrize("cgroup", ["auto", None])
 def test_figures_of_a_running_task_are_plausible(tmp_path: Path, cgroup: str | None) -> None:
     async def body(driver: LinuxDriver, recorder: Recorder) -> None:

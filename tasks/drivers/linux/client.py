@@ -82,9 +82,9 @@ class Client:
         """The keys under which it held descriptors when the connection was made."""
 
     def post(self, op: str, fds: Sequence[int] = (), /, **fields: object) -> None:
-        """Send a request whose reply does not matter. Does not wait; nothing happens once the supervisor is lost."""
+        """Send a request that is not answered. Does not wait; nothing happens once the supervisor is lost."""
         if not self._lost:
-            self._send(op, fds, fields)
+            self._send({"op": op, **fields}, fds)
 
     async def request(self, op: str, fds: Sequence[int] = (), /, **fields: object) -> tuple[Message, list[int]]:
         """Send a request and return its reply and the descriptors that came with it, now the caller's.
@@ -93,7 +93,9 @@ class Client:
         """
         if self._lost:
             raise OSError(ECONNRESET, self._lost)
-        number = self._send(op, fds, fields)
+        self._count += 1
+        number = self._count
+        self._send({"id": number, "op": op, **fields}, fds)
         reply = self._waiting[number] = _Reply()
         try:
             await reply.arrived.wait()
@@ -115,12 +117,10 @@ class Client:
             os.close(fd)
         return result
 
-    def _send(self, op: str, fds: Sequence[int], fields: Message) -> int:
-        self._count += 1
-        self._channel.send({"id": self._count, "op": op, **fields}, fds)
+    def _send(self, message: Message, fds: Sequence[int]) -> None:
+        self._channel.send(message, fds)
         if not self._channel.clear:
             self._full.set()
-        return self._count
 
     async def _write(self) -> None:
         while True:
@@ -154,11 +154,11 @@ class Client:
             self._lost = "another server has taken over"
         elif "event" in message:
             self._on_event(message)
+        elif message.get("id") is None:
+            log("supervisor refused", error=message.get("error"))
         elif reply := self._waiting.get(integer(message, "id", 0, self._count)):
             reply.message, reply.fds = message, [os.dup(fd) for fd in fds]
             reply.arrived.set()
-        elif "errno" in message:
-            log("supervisor refused", request=message["id"], error=message.get("error"))
 
 
 @asynccontextmanager

@@ -319,11 +319,11 @@ class LinuxDriver:
     # What the supervisor reports
 
     def _event(self, event: Message) -> None:
-        if event["event"] == "output":
+        if event["event"] in ("output", "exited"):
             assert isinstance(event["spools"], list)
             for task, number, end, start, eof in event["spools"]:
                 self._listener.output(task, number, end, start, bool(eof))
-        elif event["event"] == "exited":
+        if event["event"] == "exited":
             task, exit = event["task"], event["exit"]
             assert isinstance(task, str) and isinstance(exit, dict)
             if task in self._known:
