@@ -21,7 +21,9 @@ class OomNotice:
 
     def __init__(self, directory: str, *, unified: bool) -> None:
         with ExitStack() as opened:
-            self._file = os.open(f"{directory}/memory.{'events' if unified else 'oom_control'}", os.O_RDONLY | os.O_CLOEXEC)
+            self._file = os.open(
+                f"{directory}/memory.{'events' if unified else 'oom_control'}", os.O_RDONLY | os.O_CLOEXEC
+            )
             opened.callback(os.close, self._file)
             if unified:
                 changed = select.epoll()
