@@ -18,7 +18,7 @@ import struct
 from collections.abc import Sequence
 from errno import EINVAL
 
-from tasks.taskd import syscalls
+from tasks.taskd import processes, syscalls
 from tasks.taskd.protocol import Message, ancillary, integer, received_fds, text
 
 MAX_ALLOWED = 64
@@ -82,7 +82,7 @@ def _add_address(name: str, address: str) -> None:
 
 
 def start(
-    allowed: Sequence[Allowed], uid: int, gid: int, *, join: Sequence[int], cgroup: int, alive: int, null: int
+    allowed: Sequence[Allowed], uid: int, gid: int, *, join: Sequence[str], cgroup: int, alive: int, null: int
 ) -> tuple[int, int]:
     """Start a relay in the task's cgroup; return its pid and where `listen` sends the listeners.
 
@@ -106,14 +106,13 @@ def start(
     return pid, ours.detach()
 
 
-def _become_relay(allowed: Sequence[Allowed], uid: int, gid: int, join: Sequence[int], kept: Sequence[int]) -> None:
+def _become_relay(allowed: Sequence[Allowed], uid: int, gid: int, join: Sequence[str], kept: Sequence[int]) -> None:
     signal.set_wakeup_fd(-1)
     for number in range(1, signal.NSIG):
         if number not in (signal.SIGKILL, signal.SIGSTOP, 32, 33):
             signal.signal(number, signal.SIG_DFL)
     os.setsid()
-    for fd in join:
-        os.write(fd, b"0")
+    processes.join(join)
     high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 16) for fd in kept]
     for number, fd in enumerate(high):
         os.dup2(fd, number)
