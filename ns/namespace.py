@@ -21,9 +21,12 @@ from ns.table import EMPTY, BindTable, Member, Order, Origin, names_of
 from ns.tree import Masked, NsDir, PathDir, TreeDir, tree_dir
 from vfs.inline import park
 from vfs.node import Caller, Node, is_dir, node_id
+from vfs.owned import Owned, Shift
 from vfs.waiting import Signal
 from vfs.walk import MAX_PATH, split, walk_chain
 
+GROWING = frozenset({Origin("dev")})
+"""Directories of devices that take further mountpoints, because nothing of theirs could be meant by a new name."""
 LIMIT = 1 << 16
 """How much a table may hold by default: path elements, members and masks together."""
 
@@ -36,6 +39,11 @@ class Devices(Protocol):
     @property
     def admin(self) -> bool:
         """Whether the holder may take masks away again."""
+        ...
+
+    @property
+    def owner(self) -> tuple[int, int] | None:
+        """The uid and gid of the task that holds the view, None for no task."""
         ...
 
     def allowed(self, name: str) -> bool:
@@ -258,8 +266,9 @@ class Namespace:
         order: Order = Order.REPLACE,
         create: bool = False,
         readonly: bool = False,
+        owned: bool = False,
     ) -> None:
-        """Make what `new` names in the writer's namespace appear at `old` here.
+        """Make what `new` names in the writer's namespace appear at `old` here; `owned`: as the task's user's own.
 
         EINVAL if just one of both is a directory, or for a union of files; ENOENT where `old` would have to be
         created in a tree; EPERM for a device the writer may not name; ENOSPC.
@@ -271,6 +280,10 @@ class Namespace:
             await self.resolve(member, who)
             if len(member.origin.path) > MAX_PATH:
                 raise OSError(ENAMETOOLONG, "what is bound has too long a name")
+        if owned:
+            if not writer.devices.admin:
+                raise OSError(EPERM, "only the administrator may give away what belongs to others")
+            members = [await self._given(member) for member in members]
         if order is not Order.REPLACE and not members[0].dir:
             raise OSError(EINVAL, "only directories make a union")
 
@@ -390,10 +403,21 @@ class Namespace:
             raise OSError(ENOTDIR, f"not a directory: {str(top.origin)!r}")
         return top, rest
 
+    async def _given(self, member: Member) -> Member:
+        """Return what its owner holds at `member` as what the holder of this namespace does. EINVAL."""
+        if member.node is None or self.devices.owner is None:
+            raise OSError(EINVAL, "-i gives a tree that is not each view's own to a task")
+        node = member.node.node if isinstance(member.node, Owned) else member.node
+        st = await node.stat()
+        uid, gid = self.devices.owner
+        return replace(
+            member, node=Owned(node, Shift(from_uid=st.st_uid, from_gid=st.st_gid, uid=uid, gid=gid)), owned=True
+        )
+
     def _lasting(self, source: Member, *, readonly: bool = False) -> Member:
         """Return `source` as a table keeps it: without a node where each view has its own."""
         node = None if self.devices.per_view(source.origin) else source.node
-        return Member(source.origin, node, readonly=readonly or source.readonly, dir=source.dir)
+        return Member(source.origin, node, readonly=readonly or source.readonly, owned=source.owned, dir=source.dir)
 
     def _bound_at(self, old: str) -> tuple[str, Sequence[Member]]:
         """Return the path and what the table says about it without asking any tree: one may be dead or slow.
@@ -421,7 +445,7 @@ class Namespace:
             own = ()
         if not rest:
             return Mountpoint(path, isinstance(last, NsDir), own)
-        if own or ".." in rest:
+        if not {member.origin for member in own} <= GROWING or ".." in rest:
             raise OSError(ENOENT, f"{path!r} does not exist, and a bind creates nothing in a tree")
         return Mountpoint(path, None, ())
 

@@ -2,7 +2,7 @@
 
 One command a line, quoted as `vfs.words` quotes:
 
-    bind [-abcr] NEW OLD        mount [-abcr] ADDRESS OLD [ANAME]
+    bind [-abcir] NEW OLD       mount [-abcr] ADDRESS OLD [ANAME]
     unbind [NEW] OLD            mask PATH|#DEVICE[/PATH]            clear
 
 A line that starts with `#` and a blank (or is `#` alone) is a comment; `#task` is a device. A verb with `-`
@@ -22,7 +22,7 @@ from vfs.node import Caller
 from vfs.words import quote, split_line
 
 USAGE = {
-    "bind": "bind [-abcr] NEW OLD",
+    "bind": "bind [-abcir] NEW OLD",
     "mount": "mount [-abcr] ADDRESS OLD [ANAME]",
     "unbind": "unbind [NEW] OLD",
     "mask": "mask PATH|#DEVICE[/PATH]",
@@ -34,14 +34,15 @@ _LOGICAL_LINE = re.compile(r"""(?:[^\n'"\\]++ | \\. | '[^']*+' | "(?:[^"\\]++|\\
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class How:
-    """The flags of bind and mount: -a after, -b before, -c create, -r read-only."""
+    """The flags of bind and mount: -a after, -b before, -c create, -r read-only; of bind alone: -i as one's own."""
 
     order: Order = Order.REPLACE
     create: bool = False
     readonly: bool = False
+    owned: bool = False
 
     def __str__(self) -> str:
-        letters = self.order.value + "c" * self.create + "r" * self.readonly
+        letters = self.order.value + "c" * self.create + "i" * self.owned + "r" * self.readonly
         return f" -{letters}" if letters else ""
 
 
@@ -112,7 +113,7 @@ def command(words: Sequence[str]) -> Command:
             flags += rest.pop(0)[1:] or "?"
     match verb, rest:
         case "bind", [new, old]:
-            return Bind(new, old, _how(flags))
+            return Bind(new, old, _how(flags, "abcir"))
         case "mount", [address, old]:
             return Mount(address, old, how=_how(flags))
         case "mount", [address, old, aname]:
@@ -128,11 +129,11 @@ def command(words: Sequence[str]) -> Command:
     raise OSError(EINVAL, f"usage: {USAGE[verb]}")
 
 
-def _how(flags: str) -> How:
-    if set(flags) - set("abcr") or {"a", "b"} <= set(flags):
-        raise OSError(EINVAL, f"flags are of -abcr, and not both of -a and -b: {flags[:16]!r}")
+def _how(flags: str, known: str = "abcr") -> How:
+    if set(flags) - set(known) or {"a", "b"} <= set(flags):
+        raise OSError(EINVAL, f"flags are of -{known}, and not both of -a and -b: {flags[:16]!r}")
     order = Order.AFTER if "a" in flags else Order.BEFORE if "b" in flags else Order.REPLACE
-    return How(order=order, create="c" in flags, readonly="r" in flags)
+    return How(order=order, create="c" in flags, readonly="r" in flags, owned="i" in flags)
 
 
 def parse(text: str) -> Iterator[Line]:
@@ -164,7 +165,14 @@ async def apply(command: Command, target: Namespace, *, writer: Namespace, who: 
     match command:
         case Bind(new, old, how):
             await target.bind(
-                new, old, writer=writer, who=who, order=how.order, create=how.create, readonly=how.readonly
+                new,
+                old,
+                writer=writer,
+                who=who,
+                order=how.order,
+                create=how.create,
+                readonly=how.readonly,
+                owned=how.owned,
             )
         case Mount(address, old, aname, how):
             await target.mount(
@@ -205,7 +213,7 @@ def dump(table: BindTable) -> str:
 
 
 def _binding(member: Member, old: str, order: Order) -> Command:
-    how = How(order=order, create=member.create, readonly=member.readonly)
+    how = How(order=order, create=member.create, readonly=member.readonly, owned=member.owned)
     mount = mount_of(member.origin)
     return Mount(mount[0], old, mount[1], how) if mount else Bind(str(member.origin), old, how)
 

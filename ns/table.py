@@ -64,13 +64,15 @@ class Member:
     """One thing bound at a path; a path with several is a union, searched in order.
 
     `node` is what was bound, None where each view has its own (`#task`): then it is found by `origin` at every
-    lookup. `create`: new files of the union may go here. `dir`: whether it is a directory.
+    lookup. `create`: new files of the union may go here. `owned`: its owner appears as the task's user. `dir`: whether
+    it is a directory.
     """
 
     origin: Origin
     node: Node | None = field(default=None, compare=False)
     create: bool = False
     readonly: bool = False
+    owned: bool = False
     dir: bool = True
 
 

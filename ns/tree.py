@@ -276,7 +276,7 @@ class NsDir(Node):
     def _dir(self, member: Member, name: str, node: Node) -> "TreeDir":
         """Return the directory `node`, which is the child `name` of `member`."""
         names = None if self.names is None else (*self.names, name)
-        child = Member(member.origin.child(name), node, readonly=member.readonly)
+        child = Member(member.origin.child(name), node, readonly=member.readonly, owned=member.owned)
         return tree_dir(self.view, names, child, self.salt)
 
     async def _bound(self, name: str, place: Place, who: Caller) -> Node:

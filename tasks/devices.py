@@ -5,20 +5,32 @@ from errno import ENOSPC
 from pathlib import Path
 
 from tasks.allowed import hosts_file
+from tasks.hostdevices import host_device
 from tasks.view import View
-from vfs.directory import Dir
+from vfs.directory import Dir, LiveDir
 from vfs.files import ROOT_OWNER, Device, Link, Text
-from vfs.node import Node
+from vfs.node import Caller, Node, no_entry
 
 _MACHINE_USERS = (("root", 0, 0, "/root"), ("nobody", 65534, 65534, "/nonexistent"))
 
 
 def dev(view: View) -> Node:
-    """Return `/dev`. A driver that can gives its tasks real device nodes instead."""
+    """Return `/dev`. A driver that can gives its tasks real device nodes instead.
+
+    The administrator may name the machine's other devices here, too; they are not listed.
+    """
+
+    def other(name: str, who: Caller) -> Node:
+        if not view.admin:
+            raise no_entry(name)
+        return host_device(Path("/dev"), name)
+
     return view.node(
         "dev",
-        lambda: Dir(
-            {
+        lambda: LiveDir(
+            lambda: (),
+            other,
+            fixed={
                 "null": Device(None),
                 "zero": Device(bytes),
                 "full": Device(bytes, refuse=ENOSPC),

@@ -37,7 +37,7 @@ class NsVerbs:
 
     @usage(USAGE["bind"])
     async def bind(self, *words: str) -> None:
-        """make what NEW names appear at OLD (-a after, -b before what is there, -c create here, -r read-only)"""
+        """make what NEW names appear at OLD (-a after, -b before the rest, -c create here, -i its own, -r read-only)"""
         await self._apply("bind", *words)
 
     @usage(USAGE["unbind"])
@@ -103,7 +103,9 @@ def mounts(namespace: Namespace) -> str:
     lines = []
     for path, members in namespace.table.items():
         for member in members:
-            flags = "".join(letter for letter, on in (("c", member.create), ("r", member.readonly)) if on)
+            flags = "".join(
+                letter for letter, on in (("c", member.create), ("i", member.owned), ("r", member.readonly)) if on
+            )
             lines.append(f"{quote(path)} {quote(str(member.origin))} {flags or '-'}")
     return "\n".join(lines)
 

@@ -72,6 +72,10 @@ class View:
         return self.task is None and self.caller.uid == 0
 
     @property
+    def owner(self) -> tuple[int, int] | None:
+        return None if self.task is None else (self.task.uid, self.task.gid)
+
+    @property
     def caller(self) -> Caller:
         """On whose authority the view's control writes open files."""
         if self.task is not None:

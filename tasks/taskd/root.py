@@ -14,11 +14,12 @@ import os
 import socket
 import stat
 from collections.abc import Callable, Mapping
-from errno import EINVAL, ENOENT, ENOTDIR, ESTALE
+from errno import EINVAL, ENOENT, ENOTDIR, ENOTSUP, ESTALE
 from functools import partial
 
 from tasks.taskd import syscalls
-from tasks.taskd.protocol import Message, ancillary, integer, received_fds, text, texts
+from tasks.taskd.idmap import user_namespace
+from tasks.taskd.protocol import Message, ancillary, integer, received_fds, table, text, texts
 from tasks.taskd.syscalls import (
     MOUNT_ATTR_NODEV,
     MOUNT_ATTR_NOEXEC,
@@ -32,6 +33,7 @@ from tasks.taskd.syscalls import (
 MAX_STEPS = 1 << 16
 MAX_PATH = 4096
 MAX_TEXT = 1 << 16
+MAX_ID = (1 << 32) - 2
 STORE = {"size": "16m", "nr_inodes": "64k", "mode": "755"}
 SHARED_MEMORY = {"size": "64m", "nr_inodes": "64k", "mode": "1777"}
 STORE_PLACE = "store"
@@ -159,6 +161,14 @@ class Store:
             os.close(fd)
         return _clone(self.fd, name, PLAIN | MOUNT_ATTR_RDONLY)
 
+    def device(self, kind: int, rdev: int, uid: int) -> int:
+        """Return a detached mount of a new device node that `uid` may use."""
+        self._files += 1
+        name = str(self._files)
+        os.mknod(name, kind | 0o600, rdev, dir_fd=self.fd)
+        os.chown(name, uid, -1, dir_fd=self.fd)
+        return _clone(self.fd, name, QUIET, lifted=MOUNT_ATTR_NODEV)
+
     def directory(self, mode: int, attributes: int, links: Mapping[str, str]) -> int:
         """Return a detached mount of a new directory that holds these symlinks."""
         self._files += 1
@@ -203,7 +213,8 @@ class Step:
 class Bind(Step):
     """A file or directory of the host, alone, without what is mounted below it.
 
-    `inode` (with `device`) is what it must be, and then no symlink leads there: a path may mean something else by
+    `owners` (from_uid, uid, from_gid, gid) has its files appear as another's. `inode` (with `device`) is what it must
+    be, and then no symlink leads there: a path may mean something else by
     now (ESTALE).
     """
 
@@ -214,6 +225,11 @@ class Bind(Step):
         if "inode" in message:
             self._identity = (integer(message, "device", 0, 1 << 64), integer(message, "inode", 0, 1 << 64))
         self._path = self._source(message)
+        self._owners = -1
+        if "owners" in message:
+            owners = table(message, "owners")
+            names = ("from_uid", "uid", "from_gid", "gid")
+            self._owners = user_namespace(*(integer(owners, name, 0, MAX_ID) for name in names))
         self.mount = -1
         self.name = ""
         """Where the mount is below `mount`, if it is not that one itself."""
@@ -240,7 +256,7 @@ class Bind(Step):
         if self._identity not in (None, (st.st_dev, st.st_ino)):
             raise OSError(ESTALE, MOVED)
         self.directory = stat.S_ISDIR(st.st_mode)
-        self.mount = _clone(source, "", self._attributes)
+        self.mount = _clone(source, "", self._attributes, self._owners)
         os.close(source)
 
     def attach(self, root: Root) -> None:
@@ -266,6 +282,23 @@ class Device(Bind):
         if name not in DEVICES:
             raise OSError(EINVAL, f"not a device for tasks: {name!r}")
         return f"/dev/{name}"
+
+
+class HostDevice(Step):
+    """A device node of the task's own user, with these numbers: a device of the machine that it was given."""
+
+    def __init__(self, at: str, message: Message) -> None:
+        super().__init__(at, message)
+        self._rdev = integer(message, "rdev", 0, 1 << 64)
+        self._kind = stat.S_IFBLK if message.get("block") else stat.S_IFCHR
+        self._uid = integer(message, "uid", 0, MAX_ID)
+        self._mount = -1
+
+    def make(self, store: Store) -> None:
+        self._mount = store.device(self._kind, self._rdev, self._uid)
+
+    def attach(self, root: Root) -> None:
+        root.attach(self._mount, self.at, directory=False)
 
 
 class File(Step):
@@ -355,6 +388,7 @@ KINDS: dict[str, type[Step]] = {
     "bind": Bind,
     "view": Seen,
     "device": Device,
+    "host device": HostDevice,
     "file": File,
     "mask": Mask,
     "proc": Proc,
@@ -555,8 +589,16 @@ def _parse(message: object) -> Step:
     return kind(at, message)
 
 
-def _clone(directory: int, path: str, attributes: int) -> int:
-    """Return a detached, private mount of one file or directory alone; an empty `path` is the descriptor itself."""
+def _clone(directory: int, path: str, attributes: int, owners: int = -1, *, lifted: int = 0) -> int:
+    """Return a detached, private mount of one file or directory alone; an empty `path` is the descriptor itself.
+
+    It has the attributes of the mount it is of, less those `lifted`, and these.
+    """
     mount = syscalls.open_tree(directory, path, syscalls.OPEN_TREE_CLONE | (0 if path else syscalls.AT_EMPTY_PATH))
-    syscalls.mount_setattr(mount, attributes)
+    try:
+        syscalls.mount_setattr(mount, attributes, lifted=lifted, owners=owners)
+    except OSError as error:
+        if owners >= 0 and error.errno == EINVAL:
+            raise OSError(ENOTSUP, "its filesystem cannot show another owner") from None
+        raise
     return mount

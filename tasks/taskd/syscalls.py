@@ -16,6 +16,7 @@ CLONE_PARENT = 0x0000_8000
 CLONE_NEWNS = 0x0002_0000
 CLONE_NEWUTS = 0x0400_0000
 CLONE_NEWIPC = 0x0800_0000
+CLONE_NEWUSER = 0x1000_0000
 CLONE_NEWPID = 0x2000_0000
 CLONE_NEWNET = 0x4000_0000
 CLONE_INTO_CGROUP = 0x2_0000_0000
@@ -27,6 +28,7 @@ MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 AT_FDCWD, AT_EMPTY_PATH, AT_RECURSIVE = -100, 0x1000, 0x8000
 OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC = 1, 2, 4, 8
+_MOUNT_ATTR_IDMAP = 0x10_0000
 MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH = 0x04, 0x40
 RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_IN_ROOT = 0x02, 0x04, 0x10
 
@@ -172,9 +174,16 @@ def move_mount(mount: int, directory: int, path: str = "", *, name: str = "") ->
     _check(moved, f"move_mount {path}")
 
 
-def mount_setattr(mount_fd: int, attributes: int, *, recursive: bool = False) -> None:
-    """Add `attributes` to a mount (and those below) and make it private: no mount is shared with elsewhere."""
-    args = struct.pack("4Q", attributes, 0, MS_PRIVATE, 0)
+def mount_setattr(
+    mount_fd: int, attributes: int, *, lifted: int = 0, recursive: bool = False, owners: int = -1
+) -> None:
+    """Give a mount (and those below) `attributes`, take those `lifted`, and make it private.
+
+    With the user namespace `owners` its files appear as that maps them. EINVAL where the filesystem cannot do that.
+    """
+    if owners >= 0:
+        attributes |= _MOUNT_ATTR_IDMAP
+    args = struct.pack("4Q", attributes, lifted, MS_PRIVATE, max(owners, 0))
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
     _check(_mount_setattr(mount_fd, b"", flags, args, len(args)), "mount_setattr")
 

@@ -32,14 +32,14 @@ class Bind:
 
 
 class BindType(click.ParamType[Bind]):
-    name = "NEW:OLD[:abcr]"
+    name = "NEW:OLD[:abcir]"
 
     def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Bind:
         new, colon, old = str(value).partition(":")
         old, _, flags = old.partition(":")
-        if not (colon and new and old.startswith("/")) or set(flags) - set("abcr"):
+        if not (colon and new and old.startswith("/")) or set(flags) - set("abcir"):
             self.fail(
-                f"{value!r} is not NEW:OLD or NEW:OLD:FLAGS (OLD absolute, FLAGS of a, b, c and r)", param, context
+                f"{value!r} is not NEW:OLD or NEW:OLD:FLAGS (OLD absolute, FLAGS of a, b, c, i and r)", param, context
             )
         return Bind(new, old, flags)
 

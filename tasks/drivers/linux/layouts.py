@@ -32,7 +32,7 @@ class Part:
 
     place: Place
     common: tuple[Message, ...]
-    others: tuple[Placed, ...]
+    others: tuple[tuple[int, Message], ...]
     texts: tuple[tuple[str, Member], ...]
     paths: frozenset[str]
 
@@ -62,7 +62,7 @@ class Layouts:
         naming the bind that cannot be realised.
         """
         parts = self._parts_of(table)
-        steps = [_placed(step) for part in parts for step in part.common]
+        steps: list[Placed] = [_placed(step) for part in parts for step in part.common]
         return await self._root(steps, parts, holder, namespace, table)
 
     async def stocked(self, holder: Holder, namespace: Namespace, table: BindTable) -> tuple[Message, Stock]:
@@ -78,7 +78,7 @@ class Layouts:
         home = f"/home/{holder.user}"
         bound = set().union(*(part.paths for part in parts))
         for part in parts:
-            steps += part.others
+            steps += [(depth, _given(step, holder)) for depth, step in part.others]
             for path, member in part.texts:
                 steps.append(_placed({"kind": "file", "at": path, "text": await text_of(member, namespace)}))
         if "/proc" not in bound:
@@ -100,7 +100,9 @@ class Layouts:
         if part is None:
             tree = Place((), Map({name: place}), 0, 0) if name else Place(place.members, Map(), 0, 0)
             part = _make(place, BindTable(tree).items(), self.roots)
-            if any(step.get("inode") == 0 for step in part.common):  # it may come back
+            if any(
+                step.get("inode") == 0 for step in (*part.common, *(step for _, step in part.others))
+            ):  # may come back
                 return part
         self._parts[id(place)] = part
         if len(self._parts) > MAX_PARTS:
@@ -124,7 +126,7 @@ class Layouts:
 
 def _make(place: Place, items: Iterable[tuple[str, tuple[Member, ...]]], roots: Roots) -> Part:
     common: list[Message] = []
-    others: list[Placed] = []
+    others: list[tuple[int, Message]] = []
     texts: list[tuple[str, Member]] = []
     paths: set[str] = set()
     for path, members in items:
@@ -133,14 +135,19 @@ def _make(place: Place, items: Iterable[tuple[str, tuple[Member, ...]]], roots: 
             texts.append((path, members[0]))
             continue
         for step in steps_of(path, members, roots):
-            if step["kind"] == "device" or "inode" in step:
+            if step["kind"] == "device" or ("inode" in step and "owners" not in step):
                 common.append(step)
             else:
                 others.append(_placed(step))
     return Part(place, tuple(common), tuple(others), tuple(texts), frozenset(paths))
 
 
-def _placed(step: Message) -> Placed:
+def _given(step: Message, holder: Holder) -> Message:
+    """Return a step that may be the holder's own: a device of the machine is its user's."""
+    return {**step, "uid": holder.uid} if step["kind"] == "host device" else step
+
+
+def _placed(step: Message) -> tuple[int, Message]:
     return _depth(step), step
 
 

@@ -1,18 +1,21 @@
 """From binds to mounts: what the kernel can bind itself it binds, the rest comes from the server's own mount."""
 
 import os
+import stat
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from errno import EBUSY, EFBIG, ENOTSUP, ESTALE
 from pathlib import Path
 
 from ns.namespace import Namespace
 from ns.table import Member
+from tasks.hostdevices import HostDevice
 from tasks.taskd.protocol import Message
 from tasks.taskd.root import DEVICES, MAX_TEXT
 from vfs.host import HostNode
 from vfs.hostmounts import MountedAbove
 from vfs.node import ROOT, Node
+from vfs.owned import Owned
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +98,10 @@ def steps_of(path: str, members: tuple[Member, ...], roots: Roots) -> list[Messa
             devices: Iterator[Message] = ({"kind": "device", "at": f"{path}/{name}", "name": name} for name in DEVICES)
             return [{"kind": "dev", "at": path}, *devices]
         if device == "dev" and inner in DEVICES:
-            return list(_host_binds(path, member, f"/dev/{inner}"))
+            return [{"kind": "device", "at": path, "name": inner}]
+        if isinstance(member.node, HostDevice):
+            block = stat.S_ISBLK(member.node.mode)
+            return [{"kind": "host device", "at": path, "rdev": member.node.rdev, "block": block}]
         if (base := roots.devices.get(device)) is not None:
             return list(_host_binds(path, member, os.path.join(base, inner) if inner else str(base)))
     if roots.views is None:
@@ -109,6 +115,8 @@ def _host_binds(path: str, member: Member, where: str) -> Iterator[Message]:
     """Yield the bind of a host file or directory, and those of the mounts below it that its tree shows."""
     node = member.node
     step: Message = {"kind": "bind", "at": path, "path": where, "readonly": member.readonly}
+    if isinstance(node, Owned):
+        step["owners"], node = asdict(node.shift), node.node
     yield step | _identity(node)
     if isinstance(node, MountedAbove):
         prefix = node.path.rstrip("/") + "/"

@@ -1,0 +1,38 @@
+"""User namespaces that say which owner a bind shows instead of which: what mount_setattr(2) takes for MOUNT_ATTR_IDMAP.
+
+Nothing ever runs in one, beyond the moment in which it is made.
+"""
+
+import os
+import signal
+from functools import lru_cache
+
+from tasks.taskd import syscalls
+
+
+@lru_cache(maxsize=256)
+def user_namespace(from_uid: int, uid: int, from_gid: int, gid: int) -> int:
+    """Return a descriptor, kept, of a namespace in which files of `from_uid` and `from_gid` are those of the others.
+
+    Only for a single-threaded caller that may write such maps (user_namespaces(7)).
+    """
+    held, release = os.pipe()
+    unblocked = syscalls.set_signal_mask(syscalls.ALL_SIGNALS)
+    try:
+        child = syscalls.clone3(syscalls.CLONE_NEWUSER)
+        if child == 0:
+            os.close(release)
+            os.read(held, 1)
+            os._exit(0)
+    finally:
+        syscalls.set_signal_mask(unblocked)
+        os.close(held)
+    try:
+        for name, line in (("uid_map", f"{from_uid} {uid} 1"), ("gid_map", f"{from_gid} {gid} 1")):
+            with open(f"/proc/{child}/{name}", "w") as file:
+                file.write(line)
+        return os.open(f"/proc/{child}/ns/user", os.O_RDONLY)
+    finally:
+        os.close(release)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
