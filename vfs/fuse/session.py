@@ -4,6 +4,7 @@ It serves /dev/fuse and a virtqueue alike. A request that can be answered at onc
 that has to wait goes on in a task of its own, with a cancel scope that FUSE_INTERRUPT cancels. None holds up another.
 """
 
+import math
 from collections.abc import Callable, Coroutine, Generator
 from dataclasses import dataclass
 from errno import EAGAIN, EINTR, EINVAL, EIO, ENOSYS, ENOTSUP, EPROTO
@@ -109,7 +110,7 @@ class Session:
     filled makes this session that one's heir, who gets no INIT, as does `agreed` alone. `locks` makes file locks those
     of a table shared with other protocols; without it they are the kernel's own, which outlive this session.
     `stack_depth` is how many filesystems a passthrough file's may be stacked of (1: a plain one, 2: an
-    overlay, 0: no passthrough).
+    overlay, 0: no passthrough). A request that waits longer than `patience` seconds is answered EINTR.
     """
 
     def __init__(
@@ -124,11 +125,13 @@ class Session:
         max_nodes: int = 4_000_000,
         max_files: int = 1_000_000,
         max_waiting: int = 65_536,
+        patience: float = math.inf,
     ) -> None:
         self._root_id = root.id
         self._wanted = WANTED | (Init.POSIX_LOCKS | Init.FLOCK_LOCKS if locks is not None else 0)
         self._stack_depth = stack_depth
         self._max_waiting = max_waiting
+        self._patience = patience
         self._waiting: dict[int, Waiting] = {}
         self._lane = Lane()
         self._callers: dict[bytes, Caller] = {}
@@ -177,6 +180,11 @@ class Session:
             waiting.scope.cancel()
         self._operations.close()
 
+    def host_file(self, fh: int) -> int:
+        """Return the descriptor of the host file that is open as `fh`, whose data needs no server, or -1."""
+        file = self._operations.files.get(fh)
+        return -1 if file is None or file.handle.direct else file.handle.fileno()
+
     def receive(self, frame: memoryview, send: Send) -> bool:
         """Take one whole request and answer it by `send`, now or later, or never if it wants no answer.
 
@@ -218,7 +226,8 @@ class Session:
         if self._transport is None or len(self._waiting) >= self._max_waiting:
             call.close()
             raise OSError(EAGAIN, "too many requests wait")
-        waiting = self._waiting[unique] = Waiting(trio.CancelScope(), opcode, fields[0] if opcode in ON_HANDLE else 0)
+        scope = trio.CancelScope(deadline=trio.current_time() + self._patience)
+        waiting = self._waiting[unique] = Waiting(scope, opcode, fields[0] if opcode in ON_HANDLE else 0)
         self._transport.spawn(self._finish, unique, waiting, call, send)
 
     async def _finish(self, unique: int, waiting: Waiting, call: Generator[Any, Any, Body], send: Send) -> None:
@@ -243,7 +252,10 @@ class Session:
     # The requests that are about the connection itself
 
     def _serve_all(self) -> None:
+        silent = self._transport is not None and self._transport.notify is None
         for opcode in REQUESTS:
+            if silent and opcode == Op.POLL:
+                continue  # who polls would wait for a notice: unserved, every file counts as ready
             name = opcode.name.lower()
             self._serve(opcode, getattr(self._operations, name, None) or getattr(self, f"_{name}"))
 

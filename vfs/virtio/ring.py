@@ -1,0 +1,207 @@
+"""Split virtqueues: the rings through which a guest hands over buffers and gets them back.
+
+Source: Virtual I/O Device (VIRTIO) 1.2, section 2.7. The guest may write anything anywhere at any time, so each field
+is read once and checked before it counts; what breaks the rules is EPROTO or EFAULT and the end of that device.
+
+Indices are read and written through views of 16 bits: single, aligned accesses. Their order is the program's order as
+on x86; a guest is told of used buffers by an eventfd each time, as no barrier orders our stores before its flags.
+"""
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from errno import EINVAL, EPROTO
+from struct import Struct
+from typing import NamedTuple
+
+from vfs.virtio.memory import Memory
+
+MAX_SIZE = 32768
+MAX_CHAIN = 1024
+"""Buffers of one request at the most (IOV_MAX)."""
+NEXT, WRITE, INDIRECT = 1, 2, 4
+_DESCRIPTOR = Struct("<QIHH")  # address length flags next
+_EACH = _DESCRIPTOR.size
+_unpack = _DESCRIPTOR.unpack_from
+
+
+class Addresses(NamedTuple):
+    """Where the three parts of a ring lie, in the machine's process."""
+
+    descriptors: int
+    used: int
+    available: int
+
+
+class Chain(NamedTuple):
+    """One request: what the guest wrote, and where it wants the answer; `run` says by which driver."""
+
+    head: int
+    readable: list[memoryview]
+    writable: list[memoryview]
+    run: int
+
+
+class Queue:
+    """One virtqueue: set up by the machine, then started; stopped and started again when the machine is halted."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.size = 0
+        self.addresses: Addresses | None = None
+        self.kick = -1
+        """The eventfd by which the guest says that there is something, or -1."""
+        self.call = -1
+        """The eventfd by which we do, or -1."""
+        self.running = False
+        self.told = True
+        """Whether the guest was told of all that is used."""
+        self.last = 0
+        """How many buffers were taken, modulo 2**16."""
+        self._used = 0
+        self._run = 0
+        self._taken = 0
+        self._held: list[tuple[int, int]] = []
+        self._memory: Callable[[int, int], memoryview]
+        self._descriptors = self._indices = self._available = self._ring = memoryview(b"")
+
+    # Set-up
+
+    def resize(self, size: int) -> None:
+        """Set how many entries the ring has. EINVAL unless a power of two up to 2**15."""
+        if self.running or not 0 < size <= MAX_SIZE or size & size - 1:
+            raise OSError(EINVAL, "not the size of a ring")
+        self.size = size
+
+    def start(self, memory: Memory) -> None:
+        """Go on at `last`. Requests taken before are still to be answered if the ring is as it was left."""
+        self.map(memory)
+        used = self._indices[1]
+        if self._taken and (self.last - used & 0xFFFF) != self._taken:
+            self._run += 1  # another driver: it never heard of them
+            self._held.clear()
+            self._taken = 0
+        self._used = used
+        self.running = True
+        for head, length in self._held:
+            self._push(head, length)
+        self._held.clear()
+        self.tell()
+
+    def map(self, memory: Memory) -> None:
+        """Find the ring in `memory`, at the start or because that was shared anew. EINVAL, EFAULT."""
+        if self.addresses is None or not self.size:
+            raise OSError(EINVAL, "a ring that was not set up")
+        size, (descriptors, used, available) = self.size, self.addresses
+        if descriptors % 16 or available % 2 or used % 4:
+            raise OSError(EINVAL, "a ring that is not aligned")
+        self._descriptors = memory.user(descriptors, _EACH * size)
+        self._available = memory.user(available, 4 + 2 * size).cast("H")
+        parts = memory.user(used, 4 + 8 * size)
+        self._indices = parts[:4].cast("H")
+        self._ring = parts[4:].cast("I")
+        self._memory = memory.guest
+
+    def stop(self) -> int:
+        """Take nothing more and give nothing back until the next start; returns `last`."""
+        self.running = False
+        return self.last
+
+    def close(self) -> None:
+        """Close the eventfds and forget the ring."""
+        self.running = False
+        self._run += 1
+        for fd in (self.kick, self.call):
+            if fd >= 0:
+                os.close(fd)
+        self.kick = self.call = -1
+        self._descriptors = self._indices = self._available = self._ring = memoryview(b"")
+
+    # Buffers
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the guest has made something available that was not taken yet."""
+        return self.running and self._available[1] != self.last
+
+    def pop(self) -> Chain | None:
+        """Take the next request, if there is one and the ring runs. EPROTO, EFAULT."""
+        if not self.running:
+            return None
+        last, size = self.last, self.size
+        available = self._available
+        ahead = available[1] - last & 0xFFFF
+        if not ahead:
+            return None
+        if ahead > size or self._taken >= size:
+            raise OSError(EPROTO, "more requests than the ring holds")
+        head = available[2 + (last & size - 1)]
+        if head >= size:
+            raise OSError(EPROTO, "no such descriptor")
+        readable: list[memoryview] = []
+        writable: list[memoryview] = []
+        self._walk(head, readable, writable)
+        self.last = last + 1 & 0xFFFF
+        self._taken += 1
+        return Chain(head, readable, writable, self._run)
+
+    def unpop(self) -> None:
+        """Give the request that was taken last back to the ring, unanswered."""
+        self.last = self.last - 1 & 0xFFFF
+        self._taken -= 1
+
+    def _walk(self, at: int, readable: list[memoryview], writable: list[memoryview]) -> None:
+        """Sort the buffers of a request; those that adjoin in the guest's memory become one."""
+        guest = self._memory
+        table: memoryview | bytes = self._descriptors
+        limit = self.size
+        address, length, flags, following = _unpack(table, at * _EACH)
+        if flags & INDIRECT:
+            limit = length // _EACH
+            if flags & NEXT or length % _EACH or not 0 < limit <= MAX_CHAIN:
+                raise OSError(EPROTO, "not an indirect table")
+            table = bytes(guest(address, length))
+            address, length, flags, following = _unpack(table, 0)
+        start = end = address
+        kind = flags & WRITE
+        for _ in range(min(limit, MAX_CHAIN)):
+            if flags & INDIRECT or (kind != flags & WRITE and kind):
+                raise OSError(EPROTO, "a table in a table, or something to read behind what is to be written")
+            if address != end or kind != flags & WRITE:
+                (writable if kind else readable).append(guest(start, end - start))
+                start, end, kind = address, address, flags & WRITE
+            end += length
+            if not flags & NEXT:
+                (writable if kind else readable).append(guest(start, end - start))
+                return
+            if following >= limit:
+                raise OSError(EPROTO, "no such descriptor")
+            address, length, flags, following = _unpack(table, following * _EACH)
+        raise OSError(EPROTO, "a request of too many buffers")
+
+    def push(self, chain: Chain, written: int) -> None:
+        """Give a request back, with `written` bytes for the guest to read. Then `tell`."""
+        if chain.run != self._run:
+            return
+        if self.running:
+            self._push(chain.head, written)
+        else:
+            self._held.append((chain.head, written))
+
+    def _push(self, head: int, written: int) -> None:
+        used = self._used
+        slot = 2 * (used & self.size - 1)
+        self._ring[slot] = head
+        self._ring[slot + 1] = written
+        self._used = used = used + 1 & 0xFFFF
+        self._indices[1] = used
+        self._taken -= 1
+        self.told = False
+
+    def tell(self) -> None:
+        """Interrupt the guest if anything was given back since the last time."""
+        if not self.told and self.running:
+            self.told = True
+            if self.call >= 0:
+                with suppress(BlockingIOError):  # it was told, over and over
+                    os.eventfd_write(self.call, 1)
