@@ -40,11 +40,11 @@ class Confined(Node):
     def steady(self) -> bool:  # type: ignore[override]
         return self.node.steady
 
-    async def _check(self, want: int) -> StatResult:
-        st = await self.node.stat()
-        if st.st_uid != self.user.uid:
-            check(st, self.user, want)
-        return st
+    async def _check(self, want: int) -> None:
+        if self.user.uid:
+            st = await self.node.stat()
+            if st.st_uid != self.user.uid:
+                check(st, self.user, want)
 
     async def stat(self) -> StatResult:
         return await self.node.stat()
@@ -118,7 +118,8 @@ class Confined(Node):
 
     async def _check_removal(self, name: str) -> None:
         """Raise EACCES or EPERM unless the user may take `name` away (or put something there, if nothing is)."""
-        st = await self._check(WRITE | EXECUTE)
+        await self._check(WRITE | EXECUTE)
+        st = await self.node.stat()
         if st.st_mode & S_ISVTX and self.user.uid not in (0, st.st_uid):
             try:
                 victim = await (await self.node.lookup(name, self.user)).stat()

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from vfs.virtio.memory import Memory, Region
 from vfs.virtio.messages import (
     CONFIG,
+    F_EVENT_INDEX,
     F_PROTOCOL_FEATURES,
     FEATURES,
     MAX_REGIONS,
@@ -207,5 +208,6 @@ class Backend:
 
     def _start(self, queue: Queue) -> None:
         if queue.index in self._enabled and queue.kick >= 0 and not queue.running:
+            queue.frugal = self._features & F_EVENT_INDEX != 0
             queue.start(self._memory)
             self._started(queue)

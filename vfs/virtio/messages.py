@@ -16,9 +16,10 @@ MAX_REGIONS = 8
 """Regions of one memory table, and so descriptors of one message."""
 
 F_INDIRECT = 1 << 28
+F_EVENT_INDEX = 1 << 29
 F_PROTOCOL_FEATURES = 1 << 30
 F_VERSION_1 = 1 << 32
-FEATURES = F_INDIRECT | F_PROTOCOL_FEATURES | F_VERSION_1
+FEATURES = F_INDIRECT | F_EVENT_INDEX | F_PROTOCOL_FEATURES | F_VERSION_1
 """What any device of ours offers."""
 
 PF_MQ = 1 << 0

@@ -3,8 +3,8 @@
 Source: Virtual I/O Device (VIRTIO) 1.2, section 2.7. The guest may write anything anywhere at any time, so each field
 is read once and checked before it counts; what breaks the rules is EPROTO or EFAULT and the end of that device.
 
-Indices are read and written through views of 16 bits: single, aligned accesses. Their order is the program's order as
-on x86; a guest is told of used buffers by an eventfd each time, as no barrier orders our stores before its flags.
+Indices are read and written through views of 16 bits: single, aligned accesses, in the program's order as on x86. The
+one order that x86 does not keep, a load after a store, is kept by taking a lock.
 """
 
 import os
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from errno import EINVAL, EPROTO
 from struct import Struct
+from threading import Lock
 from typing import NamedTuple
 
 from vfs.virtio.memory import Memory
@@ -23,6 +24,7 @@ NEXT, WRITE, INDIRECT = 1, 2, 4
 _DESCRIPTOR = Struct("<QIHH")  # address length flags next
 _EACH = _DESCRIPTOR.size
 _unpack = _DESCRIPTOR.unpack_from
+_fence = Lock()
 
 
 class Addresses(NamedTuple):
@@ -54,16 +56,19 @@ class Queue:
         self.call = -1
         """The eventfd by which we do, or -1."""
         self.running = False
-        self.told = True
-        """Whether the guest was told of all that is used."""
+        self.frugal = False
+        """Whether both sides say up to where they need not be told (VIRTIO_F_EVENT_IDX)."""
         self.last = 0
         """How many buffers were taken, modulo 2**16."""
-        self._used = 0
+        self._used = self._told = self._seen = 0
         self._run = 0
         self._taken = 0
         self._held: list[tuple[int, int]] = []
         self._memory: Callable[[int, int], memoryview]
-        self._descriptors = self._indices = self._available = self._ring = memoryview(b"")
+        self._forget()
+
+    def _forget(self) -> None:
+        self._descriptors = self._indices = self._available = self._ring = self._wanted = memoryview(b"")
 
     # Set-up
 
@@ -81,7 +86,7 @@ class Queue:
             self._run += 1  # another driver: it never heard of them
             self._held.clear()
             self._taken = 0
-        self._used = used
+        self._used = self._told = used
         self.running = True
         for head, length in self._held:
             self._push(head, length)
@@ -96,10 +101,11 @@ class Queue:
         if descriptors % 16 or available % 2 or used % 4:
             raise OSError(EINVAL, "a ring that is not aligned")
         self._descriptors = memory.user(descriptors, _EACH * size)
-        self._available = memory.user(available, 4 + 2 * size).cast("H")
-        parts = memory.user(used, 4 + 8 * size)
-        self._indices = parts[:4].cast("H")
-        self._ring = parts[4:].cast("I")
+        self._available = memory.user(available, 6 + 2 * size).cast("H")  # flags, index, heads, used_event
+        parts = memory.user(used, 6 + 8 * size)
+        self._indices = parts[:4].cast("H")  # flags, index
+        self._ring = parts[4:-2].cast("I")
+        self._wanted = parts[-2:].cast("H")  # avail_event
         self._memory = memory.guest
 
     def stop(self) -> int:
@@ -115,27 +121,36 @@ class Queue:
             if fd >= 0:
                 os.close(fd)
         self.kick = self.call = -1
-        self._descriptors = self._indices = self._available = self._ring = memoryview(b"")
+        self._forget()
 
     # Buffers
 
-    @property
-    def waiting(self) -> bool:
-        """Whether the guest has made something available that was not taken yet."""
-        return self.running and self._available[1] != self.last
+    def look(self) -> int:
+        """Return how many requests the guest has made available that were not taken yet."""
+        if not self.running:
+            return 0
+        self._seen = seen = self._available[1]
+        return seen - self.last & 0xFFFF
+
+    def listen(self) -> bool:
+        """Ask to be told of what comes next; tells whether something has come since we last looked."""
+        if not self.running:
+            return False
+        if self.frugal:
+            self._wanted[0] = self._seen
+            with _fence:
+                pass
+        return self._available[1] != self._seen
 
     def pop(self) -> Chain | None:
         """Take the next request, if there is one and the ring runs. EPROTO, EFAULT."""
-        if not self.running:
-            return None
-        last, size = self.last, self.size
-        available = self._available
-        ahead = available[1] - last & 0xFFFF
+        ahead = self.look()
         if not ahead:
             return None
+        last, size = self.last, self.size
         if ahead > size or self._taken >= size:
             raise OSError(EPROTO, "more requests than the ring holds")
-        head = available[2 + (last & size - 1)]
+        head = self._available[2 + (last & size - 1)]
         if head >= size:
             raise OSError(EPROTO, "no such descriptor")
         readable: list[memoryview] = []
@@ -196,12 +211,19 @@ class Queue:
         self._used = used = used + 1 & 0xFFFF
         self._indices[1] = used
         self._taken -= 1
-        self.told = False
 
     def tell(self) -> None:
-        """Interrupt the guest if anything was given back since the last time."""
-        if not self.told and self.running:
-            self.told = True
-            if self.call >= 0:
-                with suppress(BlockingIOError):  # it was told, over and over
-                    os.eventfd_write(self.call, 1)
+        """Interrupt the guest if anything was given back since the last time, and it wants to know."""
+        used = self._used
+        fresh = used - self._told & 0xFFFF
+        if not fresh or not self.running:
+            return
+        self._told = used
+        if self.frugal:
+            with _fence:
+                pass
+            if (used - 1 - self._available[-1] & 0xFFFF) >= fresh:
+                return
+        if self.call >= 0:
+            with suppress(BlockingIOError):  # it was told, over and over
+                os.eventfd_write(self.call, 1)

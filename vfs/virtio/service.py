@@ -150,12 +150,15 @@ class _Connection:
                 idle = Idle(kick)
                 while True:
                     for _ in range(TURN):
-                        with suppress(BlockingIOError):
-                            os.eventfd_read(kick)
                         more = self._device.serve(queue)
                         queue.tell()
-                        if not more:
-                            await idle.readable()
+                        if more or queue.listen():
+                            continue
+                        await idle.readable()
+                        try:
+                            os.eventfd_read(kick)
+                        except BlockingIOError:
+                            pass  # woken for nothing
                     await trio.lowlevel.checkpoint()
         finally:
             os.close(kick)
