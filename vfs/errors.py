@@ -13,7 +13,8 @@ log: Callable[..., Any] = structlog.get_logger("vfs").error
 def errno_of(error: BaseException, where: str = "") -> int:
     """Return the errno for `error`: an OSError's own, ENOMEM, EINVAL for a number that no system call takes.
 
-    Anything else is a fault of ours: EIO, and the traceback is logged. `where` names the request in the log. Never raises.
+    Anything else is a fault of ours: EIO, and the traceback is logged with `where`, which names the request. Never
+    raises.
     """
     if isinstance(error, OSError) and error.errno:
         return error.errno
