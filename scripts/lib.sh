@@ -52,3 +52,8 @@ need_venv() {
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable '.[test,dev]'
     cp pyproject.toml "$stamp"
 }
+
+# need_guest_kernel: have the kernel of VM tasks in its cache, where apt can bring it; what needs it says so without.
+need_guest_kernel() {
+    "$venv/bin/python" -m tasks.drivers.vm.kernel >/dev/null || true
+}

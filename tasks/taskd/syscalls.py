@@ -45,6 +45,8 @@ _SIG_SETMASK = 2
 _CAPABILITY_VERSION_3 = 0x2008_0522
 _SECBIT_NOROOT, _SECBIT_NOROOT_LOCKED = 1, 2
 
+RB_POWER_OFF = 0x4321_FEDC
+
 NO_SIGNALS, ALL_SIGNALS = bytes(128), b"\xff" * 128  # of type sigset_t
 
 
@@ -66,6 +68,7 @@ _close_range = _system_call(436, _flags, _flags, _flags)
 _openat2 = _system_call(437, _fd, _path, _bytes, _size)
 _mount_setattr = _system_call(442, _fd, _path, _flags, _bytes, _size)
 _pivot_root = _system_call(41 if os.uname().machine == "aarch64" else 155, _path, _path)
+_finit_module = _system_call(273 if os.uname().machine == "aarch64" else 313, _fd, _path, c_int)
 
 
 def _check(result: int, what: str) -> int:
@@ -199,6 +202,16 @@ def new_mount(kind: str, attributes: int, **options: str) -> int:
         return _check(_fsmount(context, _FSMOUNT_CLOEXEC, attributes), f"fsmount {kind}")
     finally:
         os.close(context)
+
+
+def load_module(file: int) -> None:
+    """Load a kernel module. EEXIST if it is loaded."""
+    _check(_finit_module(file, b"", 0), "finit_module")
+
+
+def reboot(command: int) -> None:
+    """Stop or restart the machine, at once and without writing anything back."""
+    _check(_libc.reboot(ctypes.c_int(command)), "reboot")
 
 
 def openat2(directory: int, path: str, flags: int, resolve: int) -> int:
