@@ -59,7 +59,7 @@ OPEN_FLAGS = os.O_ACCMODE | os.O_APPEND | os.O_DSYNC | os.O_SYNC
 SAFE_FLAGS = os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 MAX_READ = 1 << 24
 RENAME_EXCHANGE = 2
-INLINE_WRITE = 1 << 18
+INLINE_WRITE = 1 << 20
 """Larger writes go to a worker thread."""
 INLINE_DIRECTORY = 1 << 16
 """Directories of more bytes are read in a worker thread."""

@@ -15,7 +15,6 @@ from tasks.homes import Homes
 from tasks.store import Journal
 from vfs.node import ROOT
 from vfs.walk import open_path
-from wanixfs import dialler
 
 
 async def errno_of(awaitable):
@@ -211,42 +210,6 @@ def test_trimming_at_a_restart_lets_waiting_tasks_go_on(tmp_path):
         async with household(tmp_path, old, keep_tasks=2) as node:
             await trio.testing.wait_all_tasks_blocked()
             assert await node.cat(f"/task/{second}/status") == "running\n"
-
-    trio.run(main)
-
-
-def test_two_dials_at_once_of_a_server_that_dies(monkeypatch):
-    class Dying:
-        def __init__(self):
-            self.root = object()
-            self.lost = trio.Event()
-
-        async def __aenter__(self):
-            await trio.lowlevel.checkpoint()
-            clients.append(self)
-            return self
-
-        async def __aexit__(self, *_):
-            return False
-
-        async def wait_lost(self):
-            await self.lost.wait()
-
-    clients = []
-    monkeypatch.setattr(dialler, "connect", lambda *_, **__: Dying())
-
-    async def main():
-        async with trio.open_nursery() as nursery:
-            dial = dialler.Dialler(nursery).dial
-            async with trio.open_nursery() as both:
-                both.start_soon(dial, "unix!/x", "/", ROOT)
-                both.start_soon(dial, "unix!/x", "/", ROOT)
-            assert len(clients) == 2
-            for client in clients:
-                client.lost.set()
-            await trio.testing.wait_all_tasks_blocked()
-            assert await dial("unix!/x", "/", ROOT) is clients[2].root
-            clients[2].lost.set()
 
     trio.run(main)
 

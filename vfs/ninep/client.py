@@ -13,7 +13,7 @@ import secrets
 import struct
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from errno import EAGAIN, ECONNRESET, EINVAL, EIO, EMFILE, EMSGSIZE, EPROTO, ETIMEDOUT
 from typing import Any, Final, NoReturn
 
@@ -90,7 +90,7 @@ async def connect(
             where = parse(where)
         stream = await dial(where) if isinstance(where, Address) else where
     if deadline.cancelled_caught:
-        raise OSError(ETIMEDOUT, f"no connection to {where}")
+        raise OSError(ETIMEDOUT, f"no connection to {where} within {HANDSHAKE_SECONDS:.0f} s")
     if not identity:
         identity = f"{where}\0{aname}" if isinstance(where, Address) else secrets.token_hex(8)
     client = Client(stream, identity, Caller(os.geteuid() if uid is None else uid, os.getegid()))
@@ -102,7 +102,7 @@ async def connect(
                 await client._negotiate(msize)
                 client.root = await client.attach(aname, uname=uname)
             if deadline.cancelled_caught:
-                raise OSError(ETIMEDOUT, "the peer does not answer")
+                raise OSError(ETIMEDOUT, f"connected, but no 9P answer within {HANDSHAKE_SECONDS:.0f} s")
             yield client
         except Exception as error:
             failure = error  # raised below, bare: not in the group that leaving a nursery makes of it
@@ -132,21 +132,43 @@ class Client:
         self._next_tag = 0
         self._fids: list[int] = []
         self._next_fid = 0
+        self._freed = Signal()
         self._dropped: deque[int] = deque()
+        self._sweeping = False
+        self._token = trio.lowlevel.current_trio_token()
         self._unsent: list[bytes] = []
         self._unsent_bytes = 0
         self._filled = Signal()
         self._drained = Signal()
+
+    @property
+    def lost(self) -> bool:
+        """Whether the connection is gone."""
+        return bool(self._failure)
 
     async def wait_lost(self) -> str:
         """Return why the connection is gone, once it is."""
         await self._lost.wait()
         return self._failure
 
+    @property
+    def unused(self) -> bool:
+        """Whether nothing is left that was reached through this connection, but `root` itself."""
+        return self._next_fid - len(self._fids) <= 1
+
+    async def wait_unused(self) -> None:
+        """Return once `unused` holds or the connection is gone."""
+        while not (self.unused or self._failure):
+            await self._freed.wait()
+
     async def attach(self, aname: str, *, uname: str = "", uid: int | None = None) -> RemoteNode:
         """Return the root of a further tree over the same connection."""
         fid = self.new_fid()
-        raw = (await self.rpc("Tattach", fid, NOFID, uname, aname, self.who.uid if uid is None else uid))[0]
+        try:
+            raw = (await self.rpc("Tattach", fid, NOFID, uname, aname, self.who.uid if uid is None else uid))[0]
+        except BaseException:
+            self.free_fid(fid)
+            raise
         return RemoteNode(self, fid, raw)
 
     async def _negotiate(self, msize: int) -> None:
@@ -173,12 +195,17 @@ class Client:
         return self._next_fid - 1
 
     def free_fid(self, fid: int) -> None:
-        """Take back a number of `new_fid` that still names nothing."""
+        """Take back a number of `new_fid` that names nothing (any more)."""
         self._fids.append(fid)
+        self._freed.notify()
 
     def drop(self, fid: int) -> None:
-        """Let go of a fid; it is clunked along with the next request. Safe in a finalizer: it only appends."""
+        """Let go of a fid; it is clunked soon, in the event loop. For finalizers, in whatever thread they run."""
         self._dropped.append(fid)
+        if not self._sweeping:
+            self._sweeping = True
+            with suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(self._clunk_dropped)
 
     def clunk(self, fid: int) -> None:
         """Clunk a fid now, without waiting for the answer."""
@@ -186,6 +213,7 @@ class Client:
         self._clunk_dropped()
 
     def _clunk_dropped(self) -> None:
+        self._sweeping = False
         while self._dropped and not self._failure and (self._tags or self._next_tag < NOTAG):
             self._post(_TCLUNK, (self._dropped.popleft(),))
 
@@ -283,7 +311,7 @@ class Client:
         del self._calls[call.tag]
         self._free_tag(call.tag)
         if call.fid is not None and call.reply is not None:
-            self._fids.append(call.fid)
+            self.free_fid(call.fid)
         self._wake(call, OSError(EAGAIN, "the server would have to wait"))
 
     def _wake(self, call: _Call, unanswered: OSError) -> None:
@@ -302,6 +330,7 @@ class Client:
         self._lost.set()
         self._io.cancel()
         self._drained.notify()
+        self._freed.notify()
         for call in self._calls.values():
             self._wake(call, OSError(ECONNRESET, why))
         self._calls.clear()

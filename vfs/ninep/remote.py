@@ -1,6 +1,6 @@
 """A tree served by someone else over 9P2000.L, as nodes: what `vfs.ninep.client` attaches.
 
-A node holds one fid, clunked some time after the node is garbage; an open handle holds another, clunked by `close`.
+A node holds one fid, clunked soon after the node is garbage; an open handle holds another, clunked by `close`.
 The remote server checks modes, for the user that attached; the `who` of an operation decides nothing but the group
 asked for a new file.
 """
