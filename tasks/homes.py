@@ -38,13 +38,13 @@ class Homes:
         self._taken = {entry.stat().st_uid for entry in os.scandir(root)} | self._retired_uids()
 
     def inside(self, user: User) -> str:
-        """Return where a task of `user` finds its home: at `/home/<user>`, or "/" where `shadowed`.
+        """Return where a task of `user` finds its home: at `/home/<user>`, or "/" where `shadowed` or not there.
 
         Without privilege there are no roots of tasks' own, so it is where the host has it.
         """
         if not self._privileged:
             return str(self.path(user))
-        return "/" if self.shadowed else f"/home/{user.name}"
+        return "/" if self.shadowed or not self.path(user).is_dir() else f"/home/{user.name}"
 
     def path(self, user: User) -> Path:
         """Return the home directory of `user` on the host."""

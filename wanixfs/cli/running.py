@@ -7,11 +7,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from errno import EACCES, EBUSY, ENOENT, ENOEXEC, EPIPE, ESRCH
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import click
 import trio
 
+from ns.script import parse
 from tasks.model import TYPES
 from vfs.words import quote
 from wanixfs.cli.failure import Failure, OutputGone, describe
@@ -45,11 +46,18 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """A task to be made. `cwd`, `name`, `memlimit` (bytes) and `timeout` (seconds) where wanted."""
+    """A task to be made. `cwd`, `name`, `user`, `memlimit` (bytes) and `timeout` (seconds) where wanted.
+
+    `namespace` is the text of a script that is run in the namespace it inherits, before its `binds`; `net` is `none`,
+    `host` or HOST:PORTs.
+    """
 
     argv: tuple[str, ...]
     type: str = "auto"
+    namespace: str = ""
     binds: tuple[Bind, ...] = ()
+    user: str | None = None
+    net: tuple[str, ...] = ()
     env: Mapping[str, str]
     labels: Mapping[str, str]
     cwd: str | None = None
@@ -62,6 +70,8 @@ class Order:
         """Return the lines for the task's ctl."""
         words = [("type", self.type)] if self.type != "auto" else []
         words += [("alias", self.name)] if self.name else []
+        words += [("user", self.user)] if self.user else []
+        words += [("net", *(() if self.net[0] in ("none", "host") else ("allow",)), *self.net)] if self.net else []
         words += [("label", f"{key}={value}") for key, value in self.labels.items()]
         words += [("memlimit", str(self.memlimit))] if self.memlimit else []
         words += [("timeout", f"{self.timeout:g}")] if self.timeout else []
@@ -100,11 +110,26 @@ async def configure(tree: Tree, home: str, order: Order) -> None:
         "args": "".join(f"{word}\0" for word in order.argv),
     }
     for name, text in files.items():
+        if name == "ns/ctl":
+            await run_script(tree, f"{home}/{name}", order.namespace)
         try:
             if text:
                 await tree.write(f"{home}/{name}", text)
         except OSError as error:
             raise Failure(describe(error), NOT_RUN) from error
+
+
+async def run_script(tree: Tree, path: str, script: str) -> None:
+    """Run a namespace script line by line, so that what the host may lack is skipped. Failure names the line."""
+    try:
+        for line in parse(script):
+            try:
+                await tree.write(path, f"{line.command}\n")
+            except OSError as error:
+                if not (line.optional and error.errno == ENOENT):
+                    raise Failure(f"line {line.number}: {line.command}: {describe(error)}", NOT_RUN) from error
+    except OSError as error:
+        raise Failure(f"the namespace script: {error.strerror}", NOT_RUN) from error
 
 
 async def converse(tree: Tree, task: str, *, pty: bool, attached: bool = False) -> int:
@@ -201,9 +226,21 @@ def task_options(function: F) -> F:
     """Add the options that describe a task, as `run` and `shell` take them."""
     for option in reversed(
         (
+            click.option(
+                "--namespace",
+                type=click.File(),
+                help="A script to make its namespace by, like those in examples/profiles.",
+            ),
             click.option("--bind", "binds", type=BIND, multiple=True, help="Bind NEW at OLD in its namespace."),
             click.option("--env", type=ASSIGNMENT, multiple=True, help="Set an environment variable."),
             click.option("--label", "labels", type=ASSIGNMENT, multiple=True, help="Label it."),
+            click.option("--user", metavar="NAME", help="Run as this user of the machine (administrator)."),
+            click.option(
+                "--net",
+                multiple=True,
+                metavar="none|host|HOST:PORT",
+                help="The network it sees; HOST:PORT may be given several times.",
+            ),
             click.option("--memlimit", type=SIZE, help="Memory at the most, e.g. 100M."),
             click.option("--name", metavar="ALIAS", help="A name besides its number: /task/ALIAS."),
             click.option("--cwd", metavar="DIR", help="Where it starts, in its namespace."),
@@ -224,7 +261,10 @@ def task_options(function: F) -> F:
 def run(
     target: Target,
     kind: str,
+    namespace: TextIO | None,
     binds: tuple[Bind, ...],
+    user: str | None,
+    net: tuple[str, ...],
     env: tuple[tuple[str, str], ...],
     labels: tuple[tuple[str, str], ...],
     memlimit: int | None,
@@ -243,7 +283,10 @@ def run(
     order = Order(
         argv=argv,
         type=kind,
+        namespace=namespace.read() if namespace else "",
         binds=binds,
+        user=user,
+        net=net,
         env=terminal_env(pty) | dict(env),
         labels=dict(labels),
         cwd=cwd,
@@ -261,7 +304,10 @@ def run(
 @click.pass_obj
 def shell(
     target: Target,
+    namespace: TextIO | None,
     binds: tuple[Bind, ...],
+    user: str | None,
+    net: tuple[str, ...],
     env: tuple[tuple[str, str], ...],
     labels: tuple[tuple[str, str], ...],
     memlimit: int | None,
@@ -277,7 +323,10 @@ def shell(
     order = Order(
         argv=argv or ("/bin/sh",),
         type="linux",
+        namespace=namespace.read() if namespace else "",
         binds=binds,
+        user=user,
+        net=net,
         env=terminal_env(pty) | dict(env),
         labels=dict(labels),
         cwd=cwd,

@@ -83,7 +83,7 @@ class Layouts:
                 steps.append(_placed({"kind": "file", "at": path, "text": await text_of(member, namespace)}))
         if "/proc" not in bound:
             steps.append(_placed({"kind": "proc", "at": "/proc", "guarded": holder.uid == 0}))
-        if home not in bound and "/home" not in bound:
+        if home not in bound and "/home" not in bound and holder.home.is_dir():
             steps.append(_placed({"kind": "bind", "at": home, "path": str(holder.home)}))
         ordered = [step for _, step in sorted(steps, key=itemgetter(0))]
         ordered += [{"kind": "mask", "at": path} for path in table.hidden_paths()]
