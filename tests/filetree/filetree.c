@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 static const char *name_of(int number) {
@@ -75,8 +76,135 @@ static void cat(const char *path) {
     close(fd);
 }
 
+static void put(const char *path, const char *text) {
+    int fd = open(path, O_CREAT | O_TRUNC | O_WRONLY, 0644);
+    if (fd < 0 || write(fd, text, strlen(text)) != (ssize_t)strlen(text)) say(path, -1);
+    close(fd);
+}
+
+static void sparse(void) {
+    char back[64];
+    struct iovec parts[] = {{back, 3}, {back + 10, 5}};
+    int fd = open("sparse", O_CREAT | O_RDWR, 0644);
+    say("extend", ftruncate(fd, 1 << 20));
+    printf("write far %zd\n", pwrite(fd, "end", 3, (1 << 20) - 3));
+    memset(back, 1, sizeof back);
+    printf("hole %zd", pread(fd, back, 4, 4096));
+    printf(" %d %d %d %d\n", back[0], back[1], back[2], back[3]);
+    lseek(fd, -5, SEEK_END);
+    printf("readv %zd", readv(fd, parts, 2));
+    printf(" %d %d %c%c, at %lld\n", back[0], back[2], back[10], back[11], (long long)lseek(fd, 0, SEEK_CUR));
+    say("negative size", ftruncate(fd, -1));
+    say("seek before the start", lseek(fd, -1, SEEK_SET));
+    say("shrink", ftruncate(fd, 2));
+    printf("read beyond %zd\n", read(fd, back, 10));
+    close(fd);
+    show("sparse", 1);
+}
+
+static void times(void) {
+    struct timespec when[2] = {{1000, 5}, {2000, 999999999}};
+    struct stat st;
+    int fd = open("sparse", O_WRONLY);
+    say("futimens", futimens(fd, when));
+    fstat(fd, &st);
+    printf("%lld.%09ld %lld.%09ld\n", (long long)st.st_atim.tv_sec, (long)st.st_atim.tv_nsec,
+           (long long)st.st_mtim.tv_sec, (long)st.st_mtim.tv_nsec);
+    when[0] = when[1] = (struct timespec){77, 0};
+    say("of a link", utimensat(AT_FDCWD, "to-b", when, AT_SYMLINK_NOFOLLOW));
+    lstat("to-b", &st);
+    printf("link %lld", (long long)st.st_mtim.tv_sec);
+    stat("b", &st);
+    printf(", file %d\n", st.st_mtim.tv_sec > 77);
+    close(fd);
+}
+
+static void renames(void) {
+    struct stat one, two;
+    put("old", "the old one");
+    put("new", "the new one");
+    stat("new", &one);
+    int fd = open("old", O_RDONLY);
+    say("replace", rename("new", "old"));
+    stat("old", &two);
+    printf("same file %d\n", one.st_ino == two.st_ino);
+    cat("old");
+    char back[16] = {0};
+    printf("replaced, still open: %zd %.15s\n", read(fd, back, 15), back);
+    close(fd);
+    say("to itself", rename("old", "old"));
+    say("mkdir", mkdir("d1", 0755));
+    say("mkdir", mkdir("d2", 0755));
+    say("mkdir", mkdir("d2/d3", 0755));
+    say("directory over a full one", rename("d1", "d2"));
+    say("into itself", rename("d2", "d2/d3/d4"));
+    say("directory over an empty one", rename("d2", "d1"));
+    say("with slashes", rename("d1/", "d2/"));
+    show("d2/d3", 1);
+    say("file with a slash", rename("old/", "x"));
+    say("rmdir of a link", rmdir("to-b"));
+    say("rmdir", rmdir("d2/d3"));
+    say("rmdir", rmdir("d2"));
+    say("rmdir again", rmdir("d2"));
+    say("link to a directory's name", link("old", "nowhere/x"));
+    say("symlink below nothing", symlink("x", "none/x"));
+    say("unlink link", unlink("to-b"));
+    show("b", 1);
+}
+
+static void names(const char *top) {
+    const char *odd[] = {"with space", "\303\244\303\266\303\274", "-n", "a\\b", "new\nline", "...", " "};
+    say("mkdir", mkdir("names", 0755));
+    say("chdir", chdir("names"));
+    for (size_t i = 0; i < sizeof odd / sizeof *odd; i++) put(odd[i], odd[i]);
+    list(".");
+    for (size_t i = 0; i < sizeof odd / sizeof *odd; i++) say("unlink", unlink(odd[i]));
+    char deep[600] = "";
+    for (int i = 0; i < 40; i++) {
+        strcat(deep, i ? "/deep" : "deep");
+        if (mkdir(deep, 0755) < 0) say(deep, -1);
+    }
+    strcat(deep, "/file");
+    put(deep, "at the bottom");
+    cat(deep);
+    say("unlink", unlink(deep));
+    for (int i = 0; i < 40; i++) {
+        *strrchr(deep, '/') = 0;
+        if (rmdir(deep) < 0) say(deep, -1);
+    }
+    list(".");
+    say("chdir", chdir(top));
+    say("rmdir", rmdir("names"));
+}
+
+static void directories(void) {
+    struct dirent *entry;
+    int fd = open(".", O_RDONLY | O_DIRECTORY), seen = 0, again = 0;
+    say("directory as one", fd);
+    say("file as a directory", open("b", O_RDONLY | O_DIRECTORY));
+    say("openat", close(openat(fd, "b", O_RDONLY)));
+    say("mkdirat", mkdirat(fd, "at", 0755));
+    DIR *dir = fdopendir(fd);
+    while ((entry = readdir(dir))) seen++;
+    rewinddir(dir);
+    while ((entry = readdir(dir))) again++;
+    printf("twice %d\n", seen == again);
+    rewinddir(dir);
+    readdir(dir);
+    long place = telldir(dir);
+    entry = readdir(dir);
+    char name[300];
+    snprintf(name, sizeof name, "%s", entry->d_name);
+    seekdir(dir, place);
+    printf("continued %d\n", !strcmp(name, readdir(dir)->d_name));
+    closedir(dir);
+    say("access", access("at", F_OK));
+    say("no access", access("nothing", F_OK));
+    say("unlinkat", unlinkat(AT_FDCWD, "at", AT_REMOVEDIR));
+}
+
 int main(int argc, char **argv) {
-    char path[4200], big[100000], back[100000];
+    static char path[4200], name[32], big[100000], back[100000]; /* more than the stack of a module holds */
     if (argc != 2) return 2;
     snprintf(path, sizeof path, "%s/tree", argv[1]);
     say("mkdir", mkdir(path, 0755));
@@ -151,15 +279,15 @@ int main(int argc, char **argv) {
     say("long name", open(back, O_CREAT | O_WRONLY, 0644));
 
     for (int i = 0; i < 300; i++) {
-        snprintf(path, sizeof path, "sub/%03d", i);
-        fd = open(path, O_CREAT | O_WRONLY, 0644);
-        if (fd < 0) say(path, fd);
+        snprintf(name, sizeof name, "sub/%03d", i);
+        fd = open(name, O_CREAT | O_WRONLY, 0644);
+        if (fd < 0) say(name, fd);
         close(fd);
     }
     list("sub");
     for (int i = 0; i < 300; i++) {
-        snprintf(path, sizeof path, "sub/%03d", i);
-        if (unlink(path) < 0) say(path, -1);
+        snprintf(name, sizeof name, "sub/%03d", i);
+        if (unlink(name) < 0) say(name, -1);
     }
     list("sub");
     say("unlink", unlink("sub/c"));
@@ -172,5 +300,11 @@ int main(int argc, char **argv) {
     printf("still %zd\n", pread(fd, back, 10, 0));
     close(fd);
     show("open", 1);
+
+    sparse();
+    times();
+    renames();
+    names(path);
+    directories();
     return 0;
 }
