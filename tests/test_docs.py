@@ -70,3 +70,14 @@ def test_service_unit_starts_a_command_that_exists() -> None:
     name, *words = line.split()
     context = COMMANDS_BY_NAME[name].make_context(name, words, resilient_parsing=True)
     assert context.params["mount"]
+
+
+def test_tests_that_the_security_page_names_exist() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "docs/security.md").read_text())
+    assert len(named) > 40
+    missing = [
+        f"{file}::{name}"
+        for file, name in named
+        if not (ROOT / file).exists() or not re.search(rf"^def {name}\(", (ROOT / file).read_text(), re.MULTILINE)
+    ]
+    assert not missing
