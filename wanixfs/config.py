@@ -66,8 +66,6 @@ class Config:
     spool_limit: int = 64 << 20
     """Newest bytes kept of each output stream."""
     sessions: SessionPolicy = field(default_factory=SessionPolicy)
-    session_template: Path | None = None
-    """A directory that is copied into the home of every new session."""
     first_uid: int = 200_000
     last_uid: int = 265_535
     """Uids given to task users, both inclusive."""
@@ -77,7 +75,7 @@ class Config:
             ("state", self.state),
             ("mount", self.mount),
             ("namespace", self.namespace),
-            ("session-template", self.session_template),
+            ("sessions: template", self.sessions.template),
         ):
             if path is not None and not path.is_absolute():
                 raise ConfigError(f"{name}: not an absolute path: {path}")

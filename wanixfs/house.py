@@ -83,7 +83,6 @@ class House:
             writer=lambda: self.views.admin.namespace,
             policy=config.sessions,
             workspace=Folders(state / "workspaces"),
-            template=config.session_template,
         )
         self.tree = TaskTree(self.service, makers=_group_id(config.group))
 
@@ -101,6 +100,7 @@ class House:
         replay(self.service)
         await caps.recover(self.service.tasks)
         await reconcile(self.service, self._rebuild)
+        self.sessions.load()
 
     def _fill_devices(self, caps: Caps) -> None:
         host = HostMounts()

@@ -77,6 +77,9 @@ async def _serve(config: Config) -> bool:
                 forgetting = Forgetting(house, mount)
                 house.service.on_removed.append(forgetting.removed)
                 nursery.start_soon(forgetting.run)
+            keeper = await stack.enter_async_context(trio.open_nursery())
+            stack.callback(house.sessions.halt)
+            await keeper.start(house.sessions.run)
             if config.http is not None:
                 await _serve_http(house, token, stack)
             notify("READY=1")
@@ -107,7 +110,6 @@ async def opened(config: Config) -> AsyncIterator[tuple[House, LinuxDriver]]:
                 wasi = WasiDriver(driver, house.service, files, config.state / "wasm")
                 await house.open({driver.name: driver, wasi.name: wasi}, driver.vault)
                 await nursery.start(house.service.run)
-                await nursery.start(house.sessions.run)
                 yield house, driver
             except Exception:
                 if await driver.is_idle():  # started for nothing

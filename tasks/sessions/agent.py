@@ -49,7 +49,8 @@ class Agent:
         self._asked = 0
         self._answers: dict[str, Message] = {}
         self._turn = 0
-        self._progress = Progress()
+        self.progress = Progress()
+        """How far the turn is that was taken up last."""
         self._due = False
 
     # Its output
@@ -68,13 +69,13 @@ class Agent:
                     self._chronicle.happened(self._session, "note", {"text": "some output of the agent was lost"})
                 data = os.pread(file, min(CHUNK, spool.end - lines.position), lines.position)
                 if not data:
+                    self.gone = True
+                    self.news.notify()
                     return
                 self._take(lines, data)
                 await trio.lowlevel.checkpoint()
         finally:
             os.close(file)
-            self.gone = True
-            self.news.notify()
 
     def _take(self, lines: Lines, data: bytes) -> None:
         seen: list[Seen] = []
@@ -85,7 +86,7 @@ class Agent:
             for kind, detail in joined(seen):
                 self._chronicle.happened(self._session, kind, detail, turn=self._turn)
             if self._turn:
-                self._chronicle.set_progress(self._turn, self._progress.kept())
+                self._chronicle.set_progress(self._turn, self.progress.kept())
             self._chronicle.set_place(self._session, lines.taken)
         self.news.notify()
 
@@ -100,7 +101,7 @@ class Agent:
         if not self._turn:
             return []
         self._due = self._due or message.get("type") in TURNING_POINTS
-        return fold(self._progress, message)
+        return fold(self.progress, message)
 
     # What it is asked
 
@@ -138,41 +139,41 @@ class Agent:
     def take_up(self, turn: Turn) -> None:
         """What the agent says is about `turn` from now on, which it may have begun under an earlier server."""
         self._turn = turn.id
-        self._progress = Progress.from_kept(self._chronicle.progress(turn.id))
+        self.progress = Progress.from_kept(self._chronicle.progress(turn.id))
 
     async def work(self, turn: Turn) -> Progress:
-        """Have the agent work off `turn`, or go on with it; return how it went, or how far it was when it died."""
+        """Have the agent work off `turn`, or go on with it; return how it went. EPIPE where it dies."""
         self.take_up(turn)
-        progress = self._progress
-        try:
-            if turn.state is TurnState.WORKING and not progress.answered:
-                await self._find_again()
-            if not progress.answered:
-                await self.send({"id": f"{PROMPT}{turn.id}", "type": "prompt", "message": turn.message})
-            while not progress.answered:
-                await self._something()
-            while progress.accepted and not await self._settled():
-                with trio.move_on_after(SECOND_LOOK if progress.finished and not progress.busy else math.inf):
-                    while not self._due:
-                        await self._something()
-        except OSError as error:
-            if error.errno != EPIPE:
-                raise
-        else:
-            self._turn = 0
+        progress = self.progress
+        if turn.state is TurnState.WORKING and not progress.answered:
+            await self._find_again()
+        if not progress.answered:
+            await self.send({"id": f"{PROMPT}{turn.id}", "type": "prompt", "message": turn.message})
+        while not progress.answered:
+            await self._something()
+        while progress.accepted and not await self._settled():
+            with trio.move_on_after(SECOND_LOOK if progress.finished and not progress.busy else math.inf):
+                while not self._due:
+                    await self._something()
+        self._turn = 0
         return progress
+
+    async def until_gone(self) -> None:
+        """Return once everything that a dead agent had said is taken in."""
+        while not self.gone:
+            await self.news.wait()
 
     async def _find_again(self) -> None:
         """Wait until the prompt of an earlier server is answered, or has surely never arrived."""
         await self.ask("get_state")  # what arrived before this was read before this
         with trio.move_on_after(SECOND_LOOK):
-            while not self._progress.answered:
+            while not self.progress.answered:
                 await self._something()
 
     async def _settled(self) -> bool:
         """Ask whether the agent has come to rest."""
         self._due = False
         state = (await self.ask("get_state")).get("data")
-        if not isinstance(state, dict) or self._progress.busy:
+        if not isinstance(state, dict) or self.progress.busy:
             return False
         return not state.get("isStreaming") and not state.get("isCompacting")

@@ -4,12 +4,11 @@ Which turns wait stands in the chronicle, and nowhere else; the loop is only wok
 any two lines: what it had done is found again by the next one's loop.
 """
 
-import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, field, replace
-from errno import EPIPE, ETIMEDOUT
+from dataclasses import replace
+from errno import EIO, ETIMEDOUT
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -35,14 +34,6 @@ LIVELY = (State.CREATING, State.READY, State.ACTIVE)
 Ending = tuple[TurnState, str]
 
 
-@dataclass(eq=False, slots=True)
-class Running:
-    """A turn that is being looked after. Once `stop` is set it ends as `ending`, whatever it comes to."""
-
-    stop: trio.Event = field(default_factory=trio.Event)
-    ending: Ending | None = None
-
-
 class Live:
     """A session of `all`. What happens to it is decided here; `run` must be running for it to work."""
 
@@ -54,11 +45,15 @@ class Live:
         """Since when its agent has had nothing to do (monotonic seconds); 0 while it has."""
         self._all = all
         self._life: trio.CancelScope | None = None
-        self._running: dict[int, Running] = {}
+        self._running: dict[int, trio.Event] = {}
+        self._endings: dict[int, Ending] = {}
         self._runs: dict[int, Task] = {}
         self._syncing = trio.Lock()
         self._rest = False
         self._deaths = 0
+        self._came_up = False
+        self.errno = EIO
+        """What kind of error made it errored."""
         self.ended = trio.Event()
         """Set once nothing of a removed session runs any more."""
 
@@ -111,12 +106,23 @@ class Live:
 
     def end(self, turn: Turn, state: TurnState, reason: str) -> None:
         """End a turn: at once if it waits, else as soon as its agent has let go of it."""
-        running = self._running.get(turn.id)
-        if running is None:
+        if turn.state is TurnState.QUEUED and turn.id not in self._running:
             self._all.chronicle.end_turn(turn.id, state, reason)
-        elif running.ending is None:
-            running.ending = state, reason
-            running.stop.set()
+            return
+        self._endings.setdefault(turn.id, (state, reason))
+        if turn.id in self._running:
+            self._running[turn.id].set()
+
+    def _look_after(self, turn: Turn) -> trio.Event:
+        """Count `turn` as looked after; return what is set when it is to end."""
+        stop = self._running[turn.id] = trio.Event()
+        if turn.id in self._endings:
+            stop.set()
+        return stop
+
+    def _done(self, turn: Turn) -> None:
+        self._running.pop(turn.id, None)
+        self._endings.pop(turn.id, None)
 
     def end_all(self, state: TurnState, reason: str) -> None:
         """End every turn that is not over, whatever its agent thinks of it."""
@@ -150,7 +156,8 @@ class Live:
             errno_of(error, f"session {self.id}")
             self._fail(str(error) or type(error).__name__)
 
-    def _fail(self, why: str) -> None:
+    def _fail(self, why: str, errno: int = EIO) -> None:
+        self.errno = errno
         self.end_all(TurnState.FAILED, why)
         if self.state in (State.READY, State.ACTIVE):
             self.become(Event.DIE)
@@ -163,6 +170,7 @@ class Live:
         self.agent = None
         self._runs.clear()
         self._running.clear()
+        self._endings.clear()
         for task in runs:
             await self._all.forget_task(task.id)
         await self._all.end_agent(self)
@@ -172,6 +180,7 @@ class Live:
     async def _keep_agent(self) -> None:
         """Start the agent, or find it again, and give it turns; start it anew when it dies."""
         self._deaths = 0
+        self._came_up = False
         while True:
             try:
                 async with AsyncExitStack() as start:
@@ -183,13 +192,13 @@ class Live:
                     self.agent = agent
                     rested = await self._serve(agent, start)
             except OSError as error:
-                self._fail(error.strerror or str(error))
+                self._fail(error.strerror or str(error), error.errno or EIO)
                 return
             if rested:
                 self.become(Event.REST)
                 return
             why = await self._bury(agent)
-            if self._deaths > self._all.policy.retries:
+            if self._deaths > (self._all.policy.retries if self._came_up else 1):
                 self._fail(f"the agent died {self._deaths} times in a row: {why}")
                 return
             if self._deaths > 1:
@@ -198,17 +207,17 @@ class Live:
     async def _bury(self, agent: Agent) -> str:
         """The agent has died: say so, end what it was at, and return why."""
         await self._all.end_task(agent.task)
-        self.agent = None
-        self._deaths += 1
-        why = agent.task.reason or "it closed its output"
-        self._all.chronicle.happened(
-            self.id, "died", {"task": str(agent.task.id), "reason": why, "stderr": self._all.last_words(agent.task)}
-        )
+        words, exit = self._all.last_words(agent.task), agent.task.exit
+        why = f"exit code {exit.code}" if exit and exit.reason == "exited" else agent.task.reason
+        self._all.chronicle.happened(self.id, "died", {"task": str(agent.task.id), "reason": why, "stderr": words})
         self._end_orphans()
+        self._deaths += 1
+        self.agent = None
+        await self._all.end_agent(self)
         if self.state is not State.CREATING:
             self.become(Event.DIE, f"the agent died: {why}")
-        self._all.agent_left(self)
-        return why
+        last = words.rpartition("\n")[2]
+        return f"{why}: {last}" if last else why
 
     def _end_orphans(self) -> None:
         """End the turns of an agent that is gone: as it said, if it had come to an end with them."""
@@ -216,7 +225,8 @@ class Live:
             if turn.state is TurnState.WORKING:
                 progress = Progress.from_kept(self._all.chronicle.progress(turn.id))
                 whole = progress.finished and not progress.busy
-                state, reason = outcome(progress) if whole else (TurnState.FAILED, INTERRUPTED)
+                came_to = outcome(progress) if whole else (TurnState.FAILED, INTERRUPTED)
+                state, reason = self._endings.pop(turn.id, came_to)
                 self._all.chronicle.end_turn(turn.id, state, reason, usage=progress.usage)
 
     async def _serve(self, agent: Agent, start: AsyncExitStack) -> bool:
@@ -247,16 +257,19 @@ class Live:
         with trio.move_on_after(self._all.policy.ready_seconds):
             try:
                 await agent.ask("get_state")
-            except OSError as error:
-                if error.errno != EPIPE:
-                    raise
-                while not agent.gone:
-                    await self.changed.wait()
+            except BrokenPipeError:
+                await self._see_off(agent)
                 return False
+            self._came_up = True
             if self.state is State.CREATING:
                 self.become(Event.UP)
             return True
         return False
+
+    async def _see_off(self, agent: Agent) -> None:
+        """An agent that does not listen any more is over, and so are its processes; hear it out."""
+        await self._all.end_task(agent.task)
+        await agent.until_gone()
 
     async def _until_rest(self, agent: Agent) -> bool:
         """Wait for something to do; tell whether the agent should end instead."""
@@ -272,43 +285,53 @@ class Live:
     async def _work_off(self, agent: Agent, turn: Turn) -> None:
         """Work off one turn, or go on with one that was under way. Where the agent dies it stays under way."""
         chronicle = self._all.chronicle
-        running = self._running[turn.id] = Running()
+        stop = self._look_after(turn)
         try:
             if turn.state is TurnState.QUEUED:
                 await self.sync()
             progress = Progress()
-            if running.ending is None:
+            if not stop.is_set() or turn.state is TurnState.WORKING:
                 if turn.state is TurnState.QUEUED:
                     chronicle.begin_turn(turn)
                 self.become(Event.BEGIN)
-                async with aside(partial(self._stop_when_asked, agent, turn, running)):
-                    progress = await agent.work(turn)
-                if agent.gone and running.ending is None:
+                async with aside(partial(self._stop_when_asked, agent, turn, stop)):
+                    try:
+                        progress = await agent.work(turn)
+                    except BrokenPipeError:
+                        await self._see_off(agent)
+                        progress = agent.progress
+                if agent.gone and turn.id not in self._endings:
                     return
                 await self.sync()
-            state, reason = running.ending or outcome(progress)
+            state, reason = self._endings.get(turn.id) or outcome(progress)
             chronicle.end_turn(turn.id, state, reason, usage=progress.usage)
             if state is TurnState.COMPLETED:
                 self._deaths = 0
         except OSError as error:
             chronicle.end_turn(turn.id, TurnState.FAILED, error.strerror or str(error))
         finally:
-            self._running.pop(turn.id, None)
+            self._done(turn)
         if not agent.gone and self.state is State.ACTIVE:
             self.become(Event.SETTLE)
 
-    async def _stop_when_asked(self, agent: Agent, turn: Turn, running: Running) -> None:
+    async def _stop_when_asked(self, agent: Agent, turn: Turn, stop: trio.Event) -> None:
         """End the agent's turn when it is cancelled or has taken too long; the agent too, if it does not let go."""
-        timeout = self.record.spec.timeout
-        with trio.move_on_after(math.inf if timeout is None else timeout):
-            await running.stop.wait()
-        if running.ending is None:
-            running.ending = TurnState.FAILED, f"timed out after {timeout:g} s"
+        await self._until_stop(turn, stop)
         with trio.move_on_after(self._all.policy.abort_seconds):
             with suppress(OSError):
                 await agent.send({"type": "abort"})
             await trio.sleep_forever()
         await self._all.end_task(agent.task)
+
+    async def _until_stop(self, turn: Turn, stop: trio.Event) -> None:
+        """Return when a turn is to end: it was cancelled, or it takes too long."""
+        timeout = self.record.spec.timeout
+        if timeout is None:
+            await stop.wait()
+            return
+        with trio.move_on_after(timeout):
+            await stop.wait()
+        self._endings.setdefault(turn.id, (TurnState.FAILED, f"timed out after {timeout:g} s"))
 
     # With a plain command
 
@@ -322,39 +345,38 @@ class Live:
                 if turn is None or len(self._running) >= self.record.spec.parallel:
                     await self.changed.wait()
                 else:
-                    self._running[turn.id] = Running()
-                    nursery.start_soon(self._run_command, turn, self._running[turn.id])
+                    nursery.start_soon(self._run_command, turn, self._look_after(turn))
 
-    async def _run_command(self, turn: Turn, running: Running) -> None:
+    async def _run_command(self, turn: Turn, stop: trio.Event) -> None:
         chronicle = self._all.chronicle
         state, reason, code = TurnState.FAILED, INTERRUPTED, None
         task = self._all.found_run(turn)
         try:
             if turn.state is TurnState.QUEUED:
                 await self.sync()
-                task = None if running.ending else await self._all.new_run(self, turn)
+                task = None if stop.is_set() else await self._all.new_run(self, turn)
             if task is not None:
                 self._runs[turn.id] = task
                 self.become(Event.BEGIN)
-                async with aside(partial(self._kill_when_asked, task, running)):
+                async with aside(partial(self._kill_when_asked, task, turn, stop)):
                     state, reason, code = await Run(chronicle, turn, task, self._all.service).finish()
                 await self.sync()
-            state, reason = running.ending or (state, reason)
+            state, reason = self._endings.get(turn.id, (state, reason))
         except OSError as error:
             state, reason = TurnState.FAILED, error.strerror or str(error)
         with chronicle.change():
             if task is not None:
                 chronicle.happened(self.id, "log", {"text": self._all.last_words(task)}, turn=turn.id)
             chronicle.end_turn(turn.id, state, reason, code=code)
-        self._running.pop(turn.id, None)
+        self._done(turn)
         if self._runs.pop(turn.id, None) is not None and task is not None:
             await self._all.forget_task(task.id)
         if not self._running and self.state is State.ACTIVE:
             self.become(Event.SETTLE)
         self.changed.notify()
 
-    async def _kill_when_asked(self, task: Task, running: Running) -> None:
-        await running.stop.wait()
+    async def _kill_when_asked(self, task: Task, turn: Turn, stop: trio.Event) -> None:
+        await self._until_stop(turn, stop)
         await self._all.end_task(task)
 
 

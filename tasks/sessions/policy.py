@@ -1,8 +1,11 @@
-"""What sessions may cost: how many agents live at a time, how long things may take, how long what is kept."""
+"""What sessions are given, and may cost: their agent, how many live at a time, how long things take and are kept."""
 
 import os
+import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
 
 PI = (
     "pi",
@@ -24,6 +27,10 @@ class Policy:
     """What every agent finds in its environment."""
     net: str = "none"
     """The network of sessions that name none."""
+    binds: tuple[str, ...] = ()
+    """Lines of the namespace scripts of all sessions' tasks."""
+    template: Path | None = None
+    """A directory that is copied into every new home."""
     starts: int = max(2, os.cpu_count() or 1)
     """Agents that start at a time."""
     max_agents: int = 64
@@ -48,3 +55,49 @@ class Policy:
     """After how long without use a session is archived."""
     remove_seconds: float = 0.0
     """After how long without use an archived session is removed."""
+
+    @classmethod
+    def from_toml(cls, text: str) -> Self:
+        """Return the policy that a file sets: these names, a command as a list of words. ValueError, naming it."""
+        given = tomllib.loads(text)
+        known = {one.name: one for one in fields(cls)}
+        for name, value in given.items():
+            if name not in known:
+                raise ValueError(f"{name}: not a setting (they are: {', '.join(known)})")
+            given[name] = _READ.get(name, _number)(name, value)
+        return cls(**given)
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+        raise ValueError(f"{name}: a number is needed, not {value!r}")
+    if isinstance(value, float) and isinstance(getattr(Policy, name, 0.0), int):
+        raise ValueError(f"{name}: a whole number is needed, not {value!r}")
+    return value
+
+
+def _words(name: str, value: object) -> tuple[str, ...]:
+    if not (isinstance(value, list) and value and all(isinstance(word, str) for word in value)):
+        raise ValueError(f"{name}: a list of words is needed, not {value!r}")
+    return tuple(value)
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{name}: a text is needed, not {value!r}")
+    return value
+
+
+def _table(name: str, value: object) -> dict[str, str]:
+    if not (isinstance(value, dict) and all(isinstance(one, str) for one in value.values())):
+        raise ValueError(f"{name}: a table of texts is needed, not {value!r}")
+    return value
+
+
+_READ: Mapping[str, Any] = {
+    "agent": _words,
+    "env": _table,
+    "net": _text,
+    "binds": _words,
+    "template": lambda name, value: Path(_text(name, value)),
+}

@@ -13,6 +13,8 @@ MAX_LINE = 32 << 20
 """Bytes of one line of an agent at the most; longer ones are passed over."""
 MAX_OUTPUT = 1 << 20
 """Characters of one turn's answer that are kept."""
+MAX_REASON = 2000
+"""Characters of an agent's own error that are kept."""
 PROMPT = "turn-"
 """What the ids of prompts begin with; the turn's number follows."""
 
@@ -114,7 +116,7 @@ def fold(progress: Progress, message: Message) -> list[Seen]:
     match message.get("type"):
         case "response" if message.get("command") == "prompt":
             progress.accepted = bool(message.get("success"))
-            progress.refused = "" if progress.accepted else _text(message, "error") or "refused"
+            progress.refused = "" if progress.accepted else _text(message, "error")[:MAX_REASON] or "refused"
         case "agent_start":
             progress.finished = False
         case "agent_end":
@@ -152,7 +154,7 @@ def _end_of_message(progress: Progress, message: object) -> None:
     if not isinstance(message, dict) or message.get("role") != "assistant":
         return
     progress.stop = _text(message, "stopReason")
-    progress.error = _text(message, "errorMessage")
+    progress.error = _text(message, "errorMessage")[:MAX_REASON]
     usage = message.get("usage")
     for name, value in usage.items() if isinstance(usage, dict) else ():
         if isinstance(value, int | float) and len(progress.usage) < 32:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from errno import E2BIG, EBUSY, EINVAL, EIO, ENOENT, ENOSPC, ETIMEDOUT
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -53,8 +52,7 @@ SWEEP = 60.0
 class Sessions:
     """All sessions of one node. `run` must be running for anything to be done.
 
-    `writer` is the administrator's namespace, with whose authority sessions' folders are bound. `template` is a
-    directory that is copied into every new home.
+    `writer` is the administrator's namespace, with whose authority sessions' folders are bound.
     """
 
     def __init__(
@@ -65,7 +63,6 @@ class Sessions:
         writer: Callable[[], Namespace],
         policy: Policy | None = None,
         workspace: Workspace | None = None,
-        template: Path | None = None,
     ) -> None:
         self.chronicle = chronicle
         self.service = service
@@ -74,7 +71,6 @@ class Sessions:
         self.left = Signal()
         """Notified when an agent has ended or come to rest."""
         self._writer = writer
-        self._template = template
         self._live: dict[str, Live] = {}
         self._nursery: trio.Nursery | None = None
         self._agents: set[Live] = set()
@@ -158,7 +154,7 @@ class Sessions:
         number = self.service.journal.next("session")
         user = self.service.homes.make(f"{PREFIX}.{id}", f"pw-{id}", number)
         try:
-            home.furnish(self.service.homes.path(user), user, self._template)
+            home.furnish(self.service.homes.path(user), user, self.policy.template)
         except OSError:
             self.service.homes.remove(user.home)
             raise
@@ -216,7 +212,7 @@ class Sessions:
                 raise OSError(ETIMEDOUT, f"the session was not ready within {self.policy.switch_seconds:g} s")
             case State.MISSING:
                 raise OSError(ENOENT, "the session was removed")
-        raise OSError(EIO, live.record.error or f"the session is {live.state}")
+        raise OSError(live.errno, live.record.error or f"the session is {live.state}")
 
     def prompt(self, id: str, message: str, *, key: str = "") -> Turn:
         """Take a prompt: when this returns it is kept, and will be worked off after those before it.
@@ -297,13 +293,16 @@ class Sessions:
 
     # Running
 
+    def load(self) -> None:
+        """Know what the chronicle holds. Call once, when the task service has recovered its tasks."""
+        self._live = {record.id: Live(self, record) for record in self.chronicle.sessions()}
+
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve until cancelled: takes up what the chronicle holds, once the task service has recovered its tasks."""
+        """Look after the sessions until cancelled or halted. Tasks must be able to start by now."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             try:
-                for record in self.chronicle.sessions():
-                    live = self._live[record.id] = Live(self, record)
+                for live in self._live.values():
                     self._take_up(live)
                     nursery.start_soon(live.run)
                 await self._end_strays()
@@ -376,7 +375,6 @@ class Sessions:
             await self.left.wait()
         self._agents.add(live)
         record, homes = live.record, self.service.homes
-        await self.forget_task(record.task)
         if lost := home.tidy(homes.path(record.user), record.user):
             self.chronicle.happened(live.id, "mended", {"bytes": lost})
         inside, spec = homes.inside(record.user), record.spec
@@ -392,14 +390,9 @@ class Sessions:
         return self._agent(live, task)
 
     async def end_agent(self, live: Live) -> None:
-        """End a session's agent, if it has one."""
-        task = self.service.tasks.get(live.record.task)
-        if task is not None:
-            await self.end_task(task)
-        self.agent_left(live)
-
-    def agent_left(self, live: Live) -> None:
-        """A session's agent has ended: another may have its place."""
+        """End a session's agent, if it has one, and give its place to another."""
+        await self.forget_task(live.record.task)
+        live.keep(task=0)
         self._agents.discard(live)
         self.left.notify()
 
@@ -429,7 +422,7 @@ class Sessions:
             net=spec.net or self.policy.net,
             labels=Map(session=live.id),
         )
-        binds = list(spec.binds)
+        binds = [*self.policy.binds, *spec.binds]
         if spec.live and spec.folder:
             binds.append(f"bind {quote('#host' + spec.folder)} {quote(f'{inside}/{home.WORK}')}")
         if binds:

@@ -1,17 +1,28 @@
 """A node whose sessions' tasks are fake, for tests of what sessions do: every output and end comes from the test."""
 
+import os
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import trio
 
 from tasks.drivers.fake import FakeDriver
+from tasks.drivers.linux.roots import Roots
 from tasks.ports import NoVault
 from tasks.sessions.policy import Policy
 from wanixfs.config import Config
 from wanixfs.house import House
+from wanixfs.program import opened
 
-SCRIPT = "bind #task /task\nbind #tmp /tmp\n"
-SECONDS = 20
+HERE = Path(__file__).parent
+SCRIPT = f"""
+-bind -r #host/usr /usr
+-bind -r #host/bin /bin
+-bind -r #host/lib /lib
+-bind -r #host/lib64 /lib64
+bind -r #host{HERE} {HERE}
+"""
+SECONDS = 60
 
 
 class Node:
@@ -44,15 +55,19 @@ class Node:
         return [row.kind for row in self.chronicle.since(0, session, 10_000)]
 
 
+def config_of(tmp_path, policy):
+    script = tmp_path / "init.ns"
+    script.write_text(SCRIPT)
+    state = tmp_path / "state"
+    state.mkdir(mode=0o711, exist_ok=True)
+    return Config(state=state, listen=("unix!/nowhere",), namespace=script, sessions=Policy(**policy))
+
+
 @asynccontextmanager
 async def node(tmp_path, survivor=None, **policy):
     """Open a node over `tmp_path`; opened again there with the driver that survived, it is the next server."""
-    script = tmp_path / "init.ns"
-    script.write_text(SCRIPT)
-    config = Config(state=tmp_path / "state", listen=("unix!/nowhere",), namespace=script, sessions=Policy(**policy))
-    config.state.mkdir(exist_ok=True)
     async with trio.open_nursery() as nursery:
-        house = House(config, nursery)
+        house = House(config_of(tmp_path, policy), nursery)
         driver = FakeDriver(house.service, survivor)
         await house.open({"linux": driver}, NoVault())
         await nursery.start(house.service.run)
@@ -61,6 +76,26 @@ async def node(tmp_path, survivor=None, **policy):
         house.sessions.halt()
         nursery.cancel_scope.cancel()
     house.close()
+
+
+@asynccontextmanager
+async def linux_node(tmp_path, *, leave=False, **policy):
+    """Open a node whose tasks are real; `leave` leaves them to the next one over the same `tmp_path`."""
+    config = config_of(tmp_path, policy)
+    async with opened(config) as (house, driver), trio.open_nursery() as nursery:
+        if os.geteuid() == 0:
+            driver.roots = Roots(devices={"host": Path("/"), "home": config.state / "homes"})
+        try:
+            await nursery.start(house.sessions.run)
+            yield Node(house, driver)
+        except BaseException:
+            leave = False
+            raise
+        finally:
+            house.sessions.halt()
+            if not leave:
+                with trio.move_on_after(20, shield=True):
+                    await driver.quit()
 
 
 def run(test, tmp_path, **policy):

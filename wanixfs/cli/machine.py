@@ -14,6 +14,7 @@ import structlog
 import trio
 from click.shell_completion import get_completion_class
 
+from tasks.sessions.policy import Policy as SessionPolicy
 from wanixfs import doctor as checks
 from wanixfs.cli.failure import Failure
 from wanixfs.cli.options import SIZE, Target
@@ -44,6 +45,7 @@ class UidRange(click.ParamType[tuple[int, int]]):
     "--state", type=PATH, metavar="DIR", envvar="WANIXFS_STATE", help="What outlives the server. [env: WANIXFS_STATE]"
 )
 @click.option("--namespace", type=PATH, metavar="FILE", help="Script of the init namespace instead of the shipped one.")
+@click.option("--sessions", type=PATH, metavar="FILE", help="What sessions are given and may cost (TOML).")
 @click.option("--group", metavar="NAME", help="Let members of this group make tasks.")
 @click.option(
     "--keep-tasks",
@@ -93,6 +95,7 @@ def serve(
     allow_remote: bool,
     state: Path | None,
     namespace: Path | None,
+    sessions: Path | None,
     group: str | None,
     keep_tasks: int,
     keep_seconds: float,
@@ -117,6 +120,7 @@ def serve(
             allow_remote=allow_remote,
             mount=mount and mount.absolute(),
             namespace=namespace and namespace.absolute(),
+            sessions=session_policy(sessions),
             group=group,
             token=target.token,
             keep_tasks=keep_tasks,
@@ -129,6 +133,16 @@ def serve(
     except ConfigError as error:
         raise Failure(str(error), 2) from error
     trio.run(serve_tree, config)
+
+
+def session_policy(file: Path | None) -> SessionPolicy:
+    """Return what a file says of sessions. ConfigError where it cannot be read or makes no sense."""
+    if file is None:
+        return SessionPolicy()
+    try:
+        return SessionPolicy.from_toml(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"sessions: {file}: {error}") from error
 
 
 def log_to_stderr() -> None:
