@@ -18,7 +18,7 @@ import trio
 
 from ns.mounts import mount_origin
 from ns.table import EMPTY, BindTable, Member, Order, Origin, names_of
-from ns.tree import Masked, NsDir, PathDir, TreeDir, tree_dir
+from ns.tree import Masked, NsDir, PathDir, tree_dir
 from vfs.inline import park
 from vfs.node import Caller, Node, is_dir, node_id
 from vfs.owned import Owned, Shift
@@ -173,7 +173,7 @@ class Namespace:
         self.devices = devices
         self.label = label
         self.born_ns = time.time_ns()
-        self.dirs: WeakValueDictionary[int, TreeDir] = WeakValueDictionary()
+        self.dirs: WeakValueDictionary[int, NsDir] = WeakValueDictionary()
         self.root: Node = PathDir(self, ())
         self._cell = Cell(table, limit)
 

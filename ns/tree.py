@@ -32,7 +32,7 @@ class View(Protocol):
     label: str
     """Names the view for ever; node ids derive from it."""
     born_ns: int
-    dirs: "WeakValueDictionary[int, TreeDir]"
+    dirs: "WeakValueDictionary[int, NsDir]"
 
     @property
     def table(self) -> BindTable: ...
@@ -161,7 +161,7 @@ class NsDir(Node):
             member, node = await self._first(name, who)
         except OSError as error:
             if error.errno == ENOENT and below is not None:
-                return PathDir(self.view, (*(self.names or ()), name))
+                return path_dir(self.view, (*(self.names or ()), name))
             raise
         st = await node.stat()
         hidden = self.view.table.hidden
@@ -288,7 +288,7 @@ class NsDir(Node):
             kind = statmod.S_IFDIR if first.dir else statmod.S_IFREG
             return Masked(path_id(self.view.label, names), kind, origins)
         if first.dir:
-            return PathDir(self.view, names)
+            return path_dir(self.view, names)
         node = await self.view.resolve(first, who)
         return ReadOnly(node) if first.readonly else node
 
@@ -345,24 +345,31 @@ class PathDir(NsDir):
     checks them has checked that member; the others are checked here, lest a union opens what a path had closed.
     """
 
-    __slots__ = ()
+    __slots__ = ("_shown", "_table")
 
     def __init__(self, view: View, names: tuple[str, ...]) -> None:
         self.view = view
         self.names = names
         self.nesting = 0
         self.id = self.salt = path_id(view.label, names)
+        self._table: BindTable | None = None  # for which `_shown` holds
+        self._shown: Sequence[Member] = ()
 
     def _union(self) -> bool:
         return len(self._place().members) > 1
 
     async def members(self, who: Caller) -> Sequence[Member]:
+        table = self.view.table
+        if self._table is table:
+            return self._shown
         bound = self._place().members
         if not bound:
             return ()
         shown = await visible(self.view, bound, who)
-        if not shown and self.view.table.hidden.issuperset(member.origin for member in bound):
+        if not shown and table.hidden.issuperset(member.origin for member in bound):
             raise OSError(EACCES, "masked")
+        if len(shown) == len(bound) and all(member.node or not member.origin.path for member in bound):
+            self._table, self._shown = table, shown  # whole trees: the same for whoever asks
         return shown
 
     async def stat(self) -> StatResult:
@@ -405,6 +412,15 @@ def path_id(label: str, names: tuple[str, ...]) -> int:
     return node_id("ns", label, *names)
 
 
+def path_dir(view: View, names: tuple[str, ...]) -> PathDir:
+    """Return what the table says about a path: the same object while anyone holds it."""
+    id = path_id(view.label, names)
+    found = view.dirs.get(id)
+    if not isinstance(found, PathDir):
+        found = view.dirs[id] = PathDir(view, names)
+    return found
+
+
 def tree_dir(view: View, names: tuple[str, ...] | None, member: Member, salt: int) -> TreeDir:
     """Return the directory `member` below the mountpoint of `salt`, found now at `names`.
 
@@ -413,7 +429,7 @@ def tree_dir(view: View, names: tuple[str, ...] | None, member: Member, salt: in
     """
     id = mixed(_node(member).id, salt ^ _READONLY if member.readonly else salt)
     found = view.dirs.get(id)
-    if found is None:
+    if not isinstance(found, TreeDir):
         found = view.dirs[id] = TreeDir(view, names, member, salt)
         found.id = id
     else:
