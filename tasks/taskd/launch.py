@@ -152,12 +152,16 @@ def spawn(spec: Spec, given: dict[int, int], terminal: int, around: Surroundings
 
 
 def graft(plan: root.Plan, main: int, around: Surroundings) -> tuple[int, int]:
-    """Start a child that changes the root of the task whose main process is `main`; return its pid and status pipe."""
+    """Start a child that changes the root of the task whose main process is `main`; return its pid and status pipe.
+
+    It is born in the task's pid namespace, so that a /proc it mounts is the task's.
+    """
     task = os.pidfd_open(main)
     status, report = os.pipe()
     os.set_blocking(status, False)
     unblocked = syscalls.set_signal_mask(syscalls.ALL_SIGNALS)
     try:
+        syscalls.setns(task, syscalls.CLONE_NEWPID)
         child = syscalls.clone3(syscalls.CLONE_NEWNS)
         if child == 0:
             try:
@@ -175,6 +179,7 @@ def graft(plan: root.Plan, main: int, around: Surroundings) -> tuple[int, int]:
     finally:
         os.close(report)
         os.close(task)
+        syscalls.setns(around.pid_namespace, syscalls.CLONE_NEWPID)
         syscalls.set_signal_mask(unblocked)
     return child, status
 

@@ -61,6 +61,16 @@ def test_task_binds_what_it_has_for_itself(served: Served) -> None:
         assert task.attempt("os.listdir('/mnt')") == "ENOENT"
 
 
+def test_proc_that_comes_back_is_the_tasks_own(served: Served) -> None:
+    with shell(served) as task:
+        task.sees("write('/task/self/ns/ctl', 'bind -r /usr/share /proc')")
+        assert task.attempt("os.listdir('/proc/self')") == "ENOENT"
+        task.sees("write('/task/self/ns/ctl', 'unbind /proc')")
+        pids = task.sees("return [int(name) for name in os.listdir('/proc') if name.isdigit()]")
+        assert pids[0] == 2 and len(pids) == 2, "the shell and the attempt"
+        assert task.attempt(f"os.listdir('/proc/{os.getpid()}')") == "ENOENT"
+
+
 def test_dump_is_what_the_task_sees(served: Served, tmp_path: Path) -> None:
     one = folder(tmp_path, "one")
     with shell(served) as task:
