@@ -218,6 +218,7 @@ def test_an_interrupt_on_the_first_queue_ends_a_read_on_the_second(tmp_path: Pat
         nodeid = await guest.lookup("wait")
         fh = await guest.open(nodeid)
         posted = guest.driver.submit(guest.frame(Op.READ, nodeid, guest.read(fh), 0), [16, 64])
+        await trio.testing.wait_all_tasks_blocked()
         await first.driver.ask(first.frame(Op.INTERRUPT, 0, struct.pack("=Q", guest.unique), 0))
         await guest.driver.returned()
         assert struct.unpack("=IiQ", guest.driver.read(posted, 16)) == (16, -EINTR, guest.unique)
@@ -288,6 +289,24 @@ def test_another_machine_may_follow_and_finds_nothing_of_the_first(tmp_path: Pat
             assert await later.ok(Op.READ, 1, later.read(later_fh)) == b"hello\n"
         finally:
             second.close()
+
+    serving(tmp_path, host(top), test)
+
+
+def test_a_machine_that_has_gone_leaves_no_memory_behind(tmp_path: Path, top: Path):
+    def mapped() -> int:
+        return Path("/proc/self/maps").read_text().count("/memfd:guest")
+
+    async def test(machine: Machine, guest: Guest) -> None:
+        await guest.open(await guest.lookup("small"))
+        assert mapped() == 2  # the machine's own, and ours
+        gc.disable()
+        try:
+            machine.sock.close()
+            await trio.testing.wait_all_tasks_blocked()
+            assert mapped() == 1
+        finally:
+            gc.enable()
 
     serving(tmp_path, host(top), test)
 

@@ -64,10 +64,10 @@ class Queue:
         self._run = 0
         self._taken = 0
         self._held: list[tuple[int, int]] = []
-        self._memory: Callable[[int, int], memoryview]
         self._forget()
 
     def _forget(self) -> None:
+        self._memory: Callable[[int, int], memoryview] = Memory().guest
         self._descriptors = self._indices = self._available = self._ring = self._wanted = memoryview(b"")
 
     # Set-up

@@ -8,7 +8,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from errno import EPROTO
+from errno import EMFILE, ENFILE, ENOBUFS, ENOMEM, EPROTO
 from typing import Any
 
 import structlog
@@ -21,6 +21,8 @@ from vfs.virtio.ring import Queue
 
 TURN = 64
 """How often a queue is served before other tasks get a turn."""
+BREATH = 0.1
+"""Seconds before accepting again where the system lacks descriptors or memory."""
 
 log: Callable[..., Any] = structlog.get_logger("vfs").warning
 
@@ -42,7 +44,14 @@ def listening(path: str | os.PathLike[str], *, mode: int = 0o600, backlog: int =
 async def serve(listener: trio.socket.SocketType, device: Device) -> None:
     """Serve `device` to one machine after another until cancelled. A second one waits until the first has gone."""
     while True:
-        sock, _ = await listener.accept()
+        try:
+            sock, _ = await listener.accept()
+        except OSError as error:
+            if error.errno not in (EMFILE, ENFILE, ENOMEM, ENOBUFS):
+                raise
+            log("cannot accept a machine", error=str(error))
+            await trio.sleep(BREATH)
+            continue
         with sock:
             await _Connection(sock, device).run()
 
