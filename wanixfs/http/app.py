@@ -50,7 +50,7 @@ def application(*, sessions: Sessions, service: TaskService, root: Node, token: 
         Route("/metrics", Metrics(service, states).__call__),
         Route("/fs", files.__call__, methods=["GET"]),
         Route("/fs/{path:path}", files.__call__, methods=["GET"]),
-        Route("/api/events", Events(sessions.chronicle).__call__),
+        Route("/api/events", Events(sessions.chronicle, service).__call__),
         Route("/api/sessions", api.index),
         Route("/api/sessions", api.open, methods=["POST"]),
         Route("/api/sessions/{id}", api.one),

@@ -4,6 +4,7 @@ import os
 from errno import EINVAL, ENOENT
 from typing import Any
 
+from immutables import Map
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -75,9 +76,11 @@ class Programs:
         session = self._sessions.get(name)
         agent = self._service.tasks.get(session.task)
         if agent is not None and agent.state.live:
-            return self._service.create(agent)
-        task = self._service.create(None, user=session.user)
-        self._service.configure(task, "cwd", cwd=self._service.homes.inside(session.user))
+            task = self._service.create(agent)
+        else:
+            task = self._service.create(None, user=session.user)
+            self._service.configure(task, "cwd", cwd=self._service.homes.inside(session.user))
+        self._service.configure(task, "labels", labels=Map(session=name))
         return task
 
     def _task(self, request: Request) -> Task:

@@ -40,12 +40,12 @@ const KEPT = 90;
 
 function Plot({ name, points, shown }) {
   const top = Math.max(...points, 1e-9) * 1.15;
-  const path = points.map((value, place) => `${(place / (KEPT - 1)) * 100},${40 - (value / top) * 40}`).join(" ");
-  const last = ((points.length - 1) / (KEPT - 1)) * 100;
+  const at = (place) => 100 - ((points.length - 1 - place) / (KEPT - 1)) * 100; // the newest stands at the right
+  const path = points.map((value, place) => `${at(place)},${40 - (value / top) * 40}`).join(" ");
   return html`<section class="panel plot">
     <div class="bar"><h2>${name}</h2><span class="mono">${points.length ? shown(points.at(-1)) : "–"}</span></div>
     <svg viewBox="0 0 100 40" preserveAspectRatio="none" role="img" aria-label=${`${name} over time`}>
-      ${points.length > 1 && html`<polygon points=${`0,40 ${path} ${last},40`} /><polyline points=${path} />`}
+      ${points.length > 1 && html`<polygon points=${`${at(0)},40 ${path} 100,40`} /><polyline points=${path} />`}
     </svg>
   </section>`;
 }

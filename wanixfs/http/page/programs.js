@@ -1,25 +1,7 @@
 // The tasks of the tree as programs: all of them, and one.
-import { useEffect, useState } from "preact/hooks";
 import { duration, FileText, html, Namespace, Resources, State, Tabs } from "./parts.js";
-import { ask, attempt, follow, route } from "./store.js";
+import { attempt, route, useTasks } from "./store.js";
 import { TerminalView } from "./terminal.js";
-
-/** Read `path` now and whenever something happens to a task. */
-function useTasks(path) {
-  const [value, setValue] = useState(null);
-  useEffect(() => {
-    const ended = new AbortController();
-    let due;
-    const read = () => {
-      due = undefined;
-      ask("GET", path).then(({ result }) => ended.signal.aborted || setValue(result), () => setValue({ missing: true }));
-    };
-    read();
-    follow("/task/events", () => (due ??= setTimeout(read, 100)), ended.signal);
-    return () => (ended.abort(), clearTimeout(due));
-  }, [path]);
-  return value;
-}
 
 export function Programs() {
   const tasks = useTasks("/api/programs");

@@ -1,13 +1,13 @@
 // One session: what was asked and answered, the prompt, its terminal, namespace and resources.
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { duration, html, Namespace, Resources, State, Tabs } from "./parts.js";
-import { attempt, detail, lookAtDetail, route } from "./store.js";
+import { attempt, detail, lookAtDetail, lookFurtherBack, route, syncing, useTasks } from "./store.js";
 import { TerminalView } from "./terminal.js";
 
 const TABS = [["", "Conversation"], ["terminal", "Terminal"], ["namespace", "Namespace"], ["resources", "Resources"]];
 const OVER = new Set(["completed", "failed", "cancelled"]);
 
-function Turn({ task }) {
+function Turn({ task, plain }) {
   const over = OVER.has(task.state);
   const [, tick] = useState(0);
   useEffect(() => {
@@ -16,8 +16,8 @@ function Turn({ task }) {
     return () => clearInterval(timer);
   }, [task.state]);
   return html`<article class="turn" data-task=${task.id} data-state=${task.state}>
-    <pre class="asked">${task.message}</pre>
-    ${task.output && html`<pre class="answer">${task.output}</pre>`}
+    <pre class="asked text">${task.message}</pre>
+    ${task.output && html`<pre class=${`answer ${plain ? "" : "text"}`}>${task.output}</pre>`}
     <div class="foot">
       <${State} state=${task.state} />
       ${task.reason && html`<span>${task.reason}</span>`}
@@ -52,7 +52,8 @@ function Prompt({ id }) {
 }
 
 function Conversation({ session }) {
-  const end = useRef(), place = useRef(), stuck = useRef(true);
+  const place = useRef(), stuck = useRef(true), [more, setMore] = useState(true), plain = session.run.length > 0;
+  const back = async () => ((stuck.current = false), setMore(await lookFurtherBack()));
   useLayoutEffect(() => {
     if (stuck.current) place.current.scrollTop = place.current.scrollHeight;
   });
@@ -63,40 +64,58 @@ function Conversation({ session }) {
           Changed on both sides, both versions kept:
           ${session.conflicts.map((line) => html`<div class="mono">${line}</div>`)}
         </div>`}
-        ${session.tasks.map((task) => html`<${Turn} key=${task.id} task=${task} />`)}
+        ${more && session.tasks.length >= 50 && html`<button class="bare" onClick=${back}>earlier</button>`}
+        ${[...session.older, ...session.tasks].map((task) => html`<${Turn} key=${task.id} task=${task} plain=${plain} />`)}
         ${session.tasks.length === 0 && html`<p class="empty">Nothing asked yet.</p>`}
-        <div ref=${end}></div>
       </div>
     </div>
     <${Prompt} id=${session.id} />`;
 }
 
-function Shell({ session }) {
-  const [task, setTask] = useState(() => sessionStorage.getItem(`shell-${session.id}`));
+/** The tasks of the tree that are this session's: its agent or runs, and the shells that were opened in it. */
+function useProgramsOf(session) {
+  const all = useTasks("/api/programs");
+  if (!Array.isArray(all)) return { ready: false, shells: [] };
+  const here = all.filter((task) => task.labels.session === session.id && task.status !== "exited");
+  const work = here.findLast((task) => task.id === session.agent_task) ?? here.findLast((task) => !task.pty);
+  return { ready: true, shells: here.filter((task) => task.pty), work: work?.id };
+}
+
+function Shell({ session, shells }) {
+  const [chosen, choose] = useState(null);
+  const task = chosen ?? shells.at(-1)?.id;
   async function open() {
-    const body = { argv: ["/bin/sh", "-i"], pty: [24, 80], session: session.id };
-    const made = await attempt("POST", "/api/programs", body);
-    if (made) sessionStorage.setItem(`shell-${session.id}`, made.id), setTask(made.id);
+    const made = await attempt("POST", "/api/programs", { argv: ["/bin/sh", "-i"], pty: [24, 80], session: session.id });
+    if (made) choose(made.id);
   }
-  if (task) {
-    return html`<div class="bar small soft">task ${task}
-        <button class="bare" onClick=${() => (sessionStorage.removeItem(`shell-${session.id}`), setTask(null))}>leave it</button>
-      </div><${TerminalView} task=${task} />`;
+  if (!task) {
+    return html`<div class="empty"><p>A shell as ${session.user}, in the session's namespace.</p>
+      <button class="main" onClick=${open}>Open a shell</button></div>`;
   }
-  return html`<div class="empty"><p>A shell as ${session.user}, in the session's namespace.</p>
-    <button class="main" onClick=${open}>Open a shell</button></div>`;
+  return html`<div class="bar small">
+      ${shells.map(({ id }) => html`<button class="bare" aria-pressed=${id === task} onClick=${() => choose(id)}>shell ${id}</button>`)}
+      <button class="bare" onClick=${open}>+ another</button>
+    </div>
+    <${TerminalView} key=${task} task=${task} />`;
 }
 
 export function SessionView() {
-  const session = detail.value, { tab } = route.value;
+  const session = detail.value;
   if (!session || session.id !== route.value.id) return html`<div class="empty">…</div>`;
   if (session.missing) return html`<div class="empty">There is no session “${session.id}”.</div>`;
+  return html`<${Session} key=${session.id} session=${session} />`;
+}
+
+function Session({ session }) {
+  const { tab } = route.value, { shells, work, ready } = useProgramsOf(session), sync = syncing.value;
   const post = (verb) => () => attempt("POST", `/api/sessions/${session.id}/${verb}`);
-  const nobody = html`<p class="empty">No agent of this session runs now.</p>`;
+  const nobody = html`<p class="empty">Nothing of this session runs now.</p>`;
   return html`
     <div class="bar">
       <h1>${session.id}</h1>
       <${State} state=${session.state} />
+      ${sync && html`<span class="soft small">syncing: ${sync.done}${sync.total ? ` of ${sync.total}` : ""} files</span>`}
+      <a href=${`/fs/sessions/${session.id}/`} target="_blank">Files</a>
       ${session.folder && !session.live && html`<button onClick=${post("sync")}>Sync</button>`}
       ${session.state === "archived"
         ? html`<button onClick=${() => attempt("POST", "/api/sessions", { id: session.id })}>Open again</button>`
@@ -104,9 +123,9 @@ export function SessionView() {
     </div>
     <${Tabs} base=${`s/${session.id}`} tab=${tab} names=${TABS} />
     ${session.error && html`<div class="scroll" style="flex: none; padding-bottom: 0"><div class="notice bad column">${session.error}</div></div>`}
-    ${tab === "" && html`<${Conversation} key=${session.id} session=${session} />`}
-    ${tab === "terminal" && html`<${Shell} key=${session.id} session=${session} />`}
-    ${tab === "namespace" && html`<div class="scroll">${session.agent_task ? html`<${Namespace} task=${session.agent_task} />` : nobody}</div>`}
-    ${tab === "resources" && html`<div class="scroll">${session.agent_task ? html`<${Resources} task=${session.agent_task} />` : nobody}</div>`}
+    ${tab === "" && html`<${Conversation} session=${session} />`}
+    ${tab === "terminal" && ready && html`<${Shell} session=${session} shells=${shells} />`}
+    ${tab === "namespace" && html`<div class="scroll">${work ? html`<${Namespace} task=${work} />` : nobody}</div>`}
+    ${tab === "resources" && html`<div class="scroll">${work ? html`<${Resources} task=${work} />` : nobody}</div>`}
   `;
 }

@@ -1,10 +1,15 @@
 // What the page knows, and how it stays true: records are read where they are kept, events tell when to look again.
+import { useEffect, useState } from "preact/hooks";
 import { signal } from "@preact/signals";
+
+const PAGE = 50;
 
 export const sessions = signal([]);
 export const active = signal(null);
 export const loaded = signal(false);
 export const detail = signal(null); // the open session: its record with `tasks`, and `seq`, the event it holds for
+export const syncing = signal(null); // how far the sync of the open session is
+const bell = signal(0); // rung when something has happened to a task of the tree
 export const link = signal("lost"); // "live" while events flow
 export const trouble = signal("");
 export const route = signal(parse());
@@ -79,13 +84,23 @@ export const lookAtDetail = reader(async () => {
   const { view, id } = route.value;
   if (view !== "s") return void (detail.value = null);
   try {
-    const { result, seq } = await ask("GET", `/api/sessions/${encodeURIComponent(id)}`);
-    if (route.value.id === id) detail.value = { ...result, seq };
+    const { result, seq } = await ask("GET", `/api/sessions/${encodeURIComponent(id)}?limit=${PAGE}`);
+    if (route.value.id !== id) return;
+    const before = detail.value?.id === id ? (detail.value.older ?? []) : []; // what was asked for besides stays
+    detail.value = { ...result, seq, older: before };
   } catch (error) {
     if (error.status === 404) detail.value = { id, missing: true, tasks: [], seq: 0 };
     throw error;
   }
 });
+
+/** Show what was asked before the first prompt that is shown; returns whether there may be more. */
+export async function lookFurtherBack() {
+  const open = detail.value, [first] = [...open.older, ...open.tasks];
+  const found = await attempt("GET", `/api/history?session=${encodeURIComponent(open.id)}&before=${first.id}&limit=${PAGE}`);
+  if (found && detail.value?.id === open.id) detail.value = { ...detail.value, older: [...found.reverse(), ...open.older] };
+  return found?.length === PAGE;
+}
 
 function happened(event) {
   const open = detail.value;
@@ -97,6 +112,10 @@ function happened(event) {
     detail.value = { ...open, tasks, seq: event.seq };
     return;
   }
+  if (event.event === "sync") {
+    if (open?.id === event.session) syncing.value = event.what === "done" ? null : event;
+    if (event.what !== "done") return;
+  }
   lookAtSessions();
   if (open?.id === event.session || route.value.id === event.session) lookAtDetail();
 }
@@ -106,15 +125,34 @@ async function listen() {
   let seq;
   const first = reader(async () => ({ seq } = await ask("GET", "/api/sessions")));
   await first();
-  const source = new EventSource(`/api/events?since=${seq}`);
-  const refresh = () => (lookAtSessions(), lookAtDetail());
+  const source = new EventSource(`/api/events?tasks=1&since=${seq}`);
+  const refresh = () => ((syncing.value = null), bell.value++, lookAtSessions(), lookAtDetail());
   source.onopen = () => ((link.value = "live"), refresh());
   source.onmessage = (message) => happened(JSON.parse(message.data));
   source.addEventListener("reset", refresh);
+  source.addEventListener("tasks", () => bell.value++);
   source.onerror = () => {
     link.value = "lost";
     if (source.readyState === EventSource.CLOSED) setTimeout(listen, 1000); // refused: the server is starting, say
   };
+}
+
+/** Read `path` of the API now and whenever something happens to a task of the tree; null before, {missing} without. */
+export function useTasks(path) {
+  const [value, setValue] = useState(null);
+  useEffect(() => {
+    let gone = false;
+    const read = reader(async () => {
+      const { result } = await ask("GET", path).catch((error) => {
+        if (error.status === 404) return { result: { missing: true } };
+        throw error;
+      });
+      gone || setValue(result);
+    });
+    const stop = bell.subscribe(read);
+    return () => ((gone = true), stop());
+  }, [path]);
+  return value;
 }
 
 export function start() {
