@@ -175,18 +175,20 @@ class NsDir(Node):
         children = self._place().children
         members = await self.members(who)
         if len(members) == 1 and not children:
-            return await _node(members[0]).readdir(who)
+            return await self._listed(members[0], who)
         entries: dict[str, DirEntry] = {}
         for member in members:
             if not await _may(member, members, who, READ):
                 continue
-            for entry in await _node(member).readdir(who):
+            for entry in await self._listed(member, who):
                 entries.setdefault(entry.name, entry)
         for name in sorted(children):
             place = children[name]
-            if not place.members or place.children or await visible(self.view, place.members, who, masked=True):
-                kind = statmod.S_IFDIR if not place.members or place.members[0].dir else 0
-                entries[name] = DirEntry(name, path_id(self.view.label, (*(self.names or ()), name)), kind)
+            if name in entries and not place.members:
+                continue  # a directory of the tree that leads to binds
+            shown = await visible(self.view, place.members, who, masked=True)
+            if shown or place.children or not place.members:
+                entries[name] = self._point(name, place, shown)
         return list(entries.values())
 
     async def open(self, flags: int, who: Caller) -> Handle:
@@ -251,6 +253,26 @@ class NsDir(Node):
 
     async def removexattr(self, name: str, who: Caller) -> None:
         await (await self._writable(who)).removexattr(name, who)
+
+    def _point(self, name: str, place: Place, shown: Sequence[Member]) -> DirEntry:
+        """Return the entry of the mountpoint `name`, where `shown` is visible."""
+        id = path_id(self.view.label, (*(self.names or ()), name))
+        if not place.members or place.members[0].dir:
+            return DirEntry(name, id, statmod.S_IFDIR)
+        if shown and not self.view.table.hidden.issuperset(member.origin for member in place.members):
+            id = mixed(_node(shown[0]).id, _READONLY) if shown[0].readonly else _node(shown[0]).id
+        return DirEntry(name, id, 0)
+
+    async def _listed(self, member: Member, who: Caller) -> Sequence[DirEntry]:
+        """Return the names of `member`, each with the id of what `lookup` makes of it."""
+        salt = _salt(member, self.salt)
+        entries = await _node(member).readdir(who)
+        return [
+            entry._replace(id=mixed(entry.id or entry.ino, salt if entry.type == statmod.S_IFDIR else _READONLY))
+            if entry.type == statmod.S_IFDIR or member.readonly
+            else entry
+            for entry in entries
+        ]
 
     def _union(self) -> bool:
         """Tell whether creating needs a member that is marked for it."""
@@ -427,7 +449,7 @@ def tree_dir(view: View, names: tuple[str, ...] | None, member: Member, salt: in
     The same directory is the same object while anyone holds it, and learns its present path at each lookup:
     it may have been renamed.
     """
-    id = mixed(_node(member).id, salt ^ _READONLY if member.readonly else salt)
+    id = mixed(_node(member).id, _salt(member, salt))
     found = view.dirs.get(id)
     if not isinstance(found, TreeDir):
         found = view.dirs[id] = TreeDir(view, names, member, salt)
@@ -436,6 +458,11 @@ def tree_dir(view: View, names: tuple[str, ...] | None, member: Member, salt: in
         found.names = names
         found.member = member
     return found
+
+
+def _salt(member: Member, salt: int) -> int:
+    """Return what tells the directories of `member` below the mountpoint of `salt` from all others."""
+    return salt ^ _READONLY if member.readonly else salt
 
 
 async def visible(view: View, members: Sequence[Member], who: Caller, *, masked: bool = False) -> Sequence[Member]:

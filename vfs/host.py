@@ -164,9 +164,20 @@ class HostTree:
     def id_of(self, st: os.stat_result) -> int:
         """Return the node id of an inode: unlike inodes of one device never collide (an odd factor, 62 bits)."""
         base = self._bases.get(st.st_dev)
-        if base is None:
-            base = self._bases[st.st_dev] = node_id("host", self.label, st.st_dev)
-        return (base + st.st_ino * ID_MULTIPLIER & ID_MASK) | 1 << 62
+        return _id(self._base(st.st_dev) if base is None else base, st.st_ino)
+
+    def _base(self, device: int) -> int:
+        return self._bases.setdefault(device, node_id("host", self.label, device))
+
+    def list(self, fd: int) -> list[DirEntry]:
+        """List the open directory `fd`, and close it."""
+        try:
+            st = os.fstat(fd)
+            base = self._base(st.st_dev)
+            with os.scandir(fd) as entries:
+                return [DirEntry(entry.name, ino := entry.inode(), _type(entry), _id(base, ino)) for entry in entries]
+        finally:
+            os.close(fd)
 
 
 class HostNode(Node):
@@ -335,13 +346,13 @@ class HostNode(Node):
     async def readdir(self, who: Caller) -> Sequence[DirEntry]:
         fd = openat2(self.fd(), ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, self.tree.resolve)
         if os.fstat(fd).st_size <= INLINE_DIRECTORY:
-            return _entries(fd)
+            return self.tree.list(fd)
         try:
             await park()
         except BaseException:
             os.close(fd)
             raise
-        return await in_worker(lambda: _entries(fd))
+        return await in_worker(lambda: self.tree.list(fd))
 
     async def create(self, name: str, flags: int, mode: int, who: Caller) -> "tuple[HostNode, Handle]":
         self._changing()
@@ -576,13 +587,8 @@ def _stream(fd: int, flags: int) -> Handle:
     return DuplexHandle(PipeReader(fd, nonblock), PipeWriter(os.dup(fd), nonblock))
 
 
-def _entries(fd: int) -> list[DirEntry]:
-    """List the open directory `fd`, and close it."""
-    try:
-        with os.scandir(fd) as entries:
-            return [DirEntry(entry.name, entry.inode(), _type(entry)) for entry in entries]
-    finally:
-        os.close(fd)
+def _id(base: int, ino: int) -> int:
+    return (base + ino * ID_MULTIPLIER & ID_MASK) | 1 << 62
 
 
 def _type(entry: "os.DirEntry[str]") -> int:

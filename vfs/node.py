@@ -116,11 +116,15 @@ class StatFs(NamedTuple):
 
 
 class DirEntry(NamedTuple):
-    """One name of a directory: `ino` as shown by stat, `type` a `stat.S_IFMT` value (0 where unknown)."""
+    """One name of a directory: `ino` as shown by stat, `type` a `stat.S_IFMT` value (0 where unknown).
+
+    `id` is the id of the node that `lookup` gives, where that is not `ino` (0).
+    """
 
     name: str
     ino: int
     type: int
+    id: int = 0
 
 
 def node_id(*parts: object) -> int:

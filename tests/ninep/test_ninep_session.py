@@ -31,6 +31,7 @@ from frames import GOLDEN
 from ninepkit import ALICE, BOB, Slow, SlowHandle, Wire
 
 from vfs.directory import Dir
+from vfs.host import HostTree
 from vfs.inline import start
 from vfs.locks import LockTable
 from vfs.memory import MemoryTree
@@ -409,7 +410,10 @@ def test_a_directory_lists_itself_its_parent_and_every_name_once(wire):
         assert sorted(wire.names(1, count)) == sorted(expected)
 
 
-def test_entries_carry_the_id_and_type_of_what_they_name(wire):
+@pytest.mark.parametrize("kind", ["memory", "host"])
+def test_entries_carry_the_id_and_type_of_what_they_name(kind, tmp_path):
+    root = MemoryTree(label="t").root if kind == "memory" else HostTree(tmp_path, label="h").root
+    wire = Wire(root).attach()
     wire.ask("Tmkdir", 0, "d", 0o755, 0)
     wire.make("f")
     wire.ask("Tsymlink", 0, "l", "f", 0)

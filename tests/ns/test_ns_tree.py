@@ -11,6 +11,7 @@ from nskit import USER, Board, administrator, bind, everything, ls, member, plan
 from ns.namespace import Namespace
 from ns.table import EMPTY, Order
 from ns.tree import MAX_NESTING
+from vfs.host import HostTree
 from vfs.node import ROOT, Handle, Node, SetStat, Stat
 from vfs.walk import walk
 
@@ -627,5 +628,33 @@ def test_what_is_masked_shows_as_nothing_with_mode_0():
                 await attempt()
         with refuses(EXDEV):
             await parent.link(file, "other", ROOT)
+
+    trio.run(main)
+
+
+async def expect_entries_as_looked_up(directory):
+    for entry in await directory.readdir(ROOT):
+        node = await directory.lookup(entry.name, ROOT)
+        assert (entry.id or entry.ino) == node.id, entry
+        if stat.S_ISDIR((await node.stat()).st_mode):
+            await expect_entries_as_looked_up(node)
+
+
+@pytest.mark.parametrize("readonly", [False, True])
+def test_a_listing_gives_the_ids_that_lookups_give(readonly, tmp_path):
+    content = {"d": {"e": {}, "f": b"1"}, "f": b"2", "l": "f"}
+    ns = administrator(x=content, y={"d": {"z": b""}, "g": b""})
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "f").touch()
+    ns.devices.trees["disk"] = HostTree(tmp_path, label="disk").root
+
+    async def main():
+        await bind(ns, "#x", "/u", readonly=readonly)
+        await bind(ns, "#y", "/u", order=AFTER, readonly=readonly)
+        await bind(ns, "#x/f", "/u/d/f", readonly=readonly)
+        await bind(ns, "#x/d", "/u/d/e", readonly=readonly)
+        await bind(ns, "#disk", "/disk", readonly=readonly)
+        await bind(ns, "#disk/d/f", "/alone/file", readonly=readonly)
+        await expect_entries_as_looked_up(ns.root)
 
     trio.run(main)

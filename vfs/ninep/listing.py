@@ -32,9 +32,9 @@ class Listing:
         pack, qid_type = DIRENT.pack, _QID_TYPE.get
         encoded: list[bytes] = []
         append = encoded.append
-        for offset, (name, ino, kind) in enumerate(entries, 1):
+        for offset, (name, ino, kind, id) in enumerate(entries, 1):
             raw = name.encode("utf-8", "surrogateescape")
-            append(pack(qid_type(kind, QTFILE), 0, ino, offset, kind >> 12, len(raw)) + raw)
+            append(pack(qid_type(kind, QTFILE), 0, id or ino, offset, kind >> 12, len(raw)) + raw)
         self._data = memoryview(b"".join(encoded))
         self._ends = list(accumulate(map(len, encoded), initial=0))
 
