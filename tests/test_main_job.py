@@ -22,13 +22,13 @@ def served(tmp_path_factory):
         yield server
 
 
-def sh(served, script, status=0):
+def sh(served, script, status=0, seconds=SECONDS):
     """Run a shell script with $M as the mount point; return what it prints."""
     done = subprocess.run(
         ["/bin/sh", "-c", script],
         env=os.environ | {"M": str(served.mount)},
         capture_output=True,
-        timeout=SECONDS,
+        timeout=seconds,
         check=False,
     )
     assert status is None or done.returncode == status, done
@@ -237,7 +237,7 @@ def test_many_shells_lose_no_task(served, request):
 
     def all_at_once():
         with ThreadPoolExecutor(shells) as pool:
-            list(pool.map(lambda _: sh(served, script), range(shells)))
+            list(pool.map(lambda _: sh(served, script, seconds=20 * SECONDS), range(shells)))
         return [(len(os.listdir(f"/proc/{pid}/fd")), resident(pid)) for pid in pids]
 
     all_at_once()  # caches fill, and the heap grows to what so many at once need
