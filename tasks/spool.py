@@ -45,6 +45,7 @@ class SpoolFile(Synthetic):
     """A spool as a file that can be read from any place, as often as one likes, also long after the task is gone."""
 
     __slots__ = ("get",)
+    attribute_seconds = 0.0  # it grows
 
     def __init__(self, get: Callable[[], Spool]) -> None:
         super().__init__(statmod.S_IFREG | 0o400)

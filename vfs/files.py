@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from errno import E2BIG, EACCES, EAGAIN, EBADF, EINVAL, EPERM
 from typing import Protocol
 
-from vfs.node import ACCESS_MODE, READABLE, Caller, Handle, Node, SetStat, Stat
+from vfs.node import ACCESS_MODE, MOMENT, READABLE, Caller, Handle, Node, SetStat, Stat
 from vfs.waiting import Signal
 
 MAX_VALUE = 4 << 20
@@ -47,6 +47,7 @@ class Synthetic(Node):
 
     __slots__ = ("mode", "owner")
     owner: Owner | None
+    attribute_seconds = MOMENT
 
     def __init__(self, mode: int, owner: Owner | None = None, id: int = 0) -> None:
         self.id = id

@@ -33,7 +33,20 @@ from errno import (
 )
 from stat import S_IFDIR, S_IFLNK, S_IFMT, S_IFREG
 
-from vfs.node import Caller, DirEntry, Handle, Node, SetStat, Stat, StatFs, check_name, no_entry, node_id
+from vfs.node import (
+    MOMENT,
+    Caller,
+    DirEntry,
+    Handle,
+    Node,
+    SetStat,
+    Stat,
+    StatFs,
+    Watcher,
+    check_name,
+    no_entry,
+    node_id,
+)
 from vfs.ownership import for_chmod, for_new, unprivileged
 from vfs.sparse import Sparse
 
@@ -80,7 +93,23 @@ class MemoryTree:
 class MemoryNode(Node):
     """What files, directories, links and special files have in common."""
 
-    __slots__ = ("atime", "cost", "ctime", "gid", "mode", "mtime", "nlink", "rdev", "told", "tree", "uid", "xattrs")
+    __slots__ = (
+        "atime",
+        "cost",
+        "ctime",
+        "gid",
+        "mode",
+        "mtime",
+        "nlink",
+        "rdev",
+        "told",
+        "tree",
+        "uid",
+        "watchers",
+        "xattrs",
+    )
+
+    attribute_seconds = MOMENT
 
     def __init__(self, tree: MemoryTree, mode: int, uid: int, gid: int, rdev: int = 0) -> None:
         self.tree = tree
@@ -93,6 +122,7 @@ class MemoryNode(Node):
         self.xattrs: dict[str, bytes] = {}
         self.told: Stat | None = None
         """What `stat` returned since the last change: the same object says that nothing has changed."""
+        self.watchers: tuple[Watcher, ...] = ()
 
     def __del__(self) -> None:
         self.tree.used -= self.cost + self.kept
@@ -116,6 +146,10 @@ class MemoryNode(Node):
         self.ctime = time.time_ns()
         if content:
             self.mtime = self.ctime
+        if self.watchers:
+            watchers, self.watchers = self.watchers, ()
+            for watcher in watchers:
+                watcher.changed(self)
 
     def accessed(self) -> None:
         """Set atime by the rule of relatime (mount(8)), so that reading does not always write."""
@@ -124,6 +158,13 @@ class MemoryNode(Node):
         if atime <= self.mtime or atime <= self.ctime or now - atime > RELATIME_NS:
             self.atime = now
             self.told = None
+
+    def watch(self, watcher: Watcher) -> None:
+        if watcher not in self.watchers:
+            self.watchers += (watcher,)
+
+    def unwatch(self, watcher: Watcher) -> None:
+        self.watchers = tuple(one for one in self.watchers if one is not watcher)
 
     async def stat(self) -> Stat:
         if self.told is None:

@@ -149,6 +149,17 @@ def check_name(name: str) -> str:
     return name
 
 
+MOMENT = 1e-3
+"""`attribute_seconds` of files that the program makes: the open(2) that looked one up may use what it was told. The
+kernel rounds it up to a tick or two of its clock, and asks again for each path."""
+
+
+class Watcher(Protocol):
+    """Told of a node's next change of attributes."""
+
+    def changed(self, node: "Node") -> None: ...
+
+
 class Handle:
     """One open file. Reads and writes carry their offset; streams ignore it.
 
@@ -218,6 +229,8 @@ class Node:
     """The type bits of its mode (`stat.S_IFMT`), where they are known for good; 0: `stat` tells."""
     cache_seconds = 0.0
     """How long a kernel may trust this node's name and attributes. 0 for anything synthetic."""
+    attribute_seconds = 0.0
+    """How long it may trust the attributes where it may not trust the name; see `MOMENT`."""
     unshared = False
     """True where a write may wait: FUSE gives each lookup its own inode, so that openers never share its lock."""
     allocates = False
@@ -228,6 +241,15 @@ class Node:
     async def stat(self) -> StatResult:
         """Return the attributes."""
         raise NotImplementedError
+
+    def watch(self, watcher: "Watcher") -> None:
+        """Tell `watcher`, once, when the attributes that `stat` gave last (time of access aside) are no longer so.
+
+        Nothing happens where nobody depends on their being right, or where nobody can tell.
+        """
+
+    def unwatch(self, watcher: "Watcher") -> None:
+        """Tell `watcher` no more."""
 
     async def setstat(self, change: SetStat, who: Caller) -> None:
         """Change attributes. EPERM by default."""

@@ -23,7 +23,7 @@ from typing import Self
 import trio
 
 from vfs.inline import park
-from vfs.node import HANGUP, READABLE, WRITABLE, Caller, Handle, Node, SetStat, Stat, node_id
+from vfs.node import HANGUP, MOMENT, READABLE, WRITABLE, Caller, Handle, Node, SetStat, Stat, node_id
 from vfs.waiting import Signal
 
 CAPACITY = 65536
@@ -151,6 +151,7 @@ class PipeEnd(Node):
     __slots__ = ("_access", "_pipe", "_stat")
 
     unshared = True
+    attribute_seconds = MOMENT
 
     def __init__(self, pipe: Pipe, access: int, stat: Stat) -> None:
         self.id = stat.st_ino
@@ -307,6 +308,7 @@ class DuplexEnd(Node):
     __slots__ = ("_source", "_stat", "_target")
 
     unshared = True
+    attribute_seconds = MOMENT
 
     def __init__(self, source: Pipe, target: Pipe, uid: int, gid: int) -> None:
         self._source = source
@@ -381,6 +383,8 @@ class Broadcast(Node):
     """
 
     __slots__ = ("_readers", "_stat")
+
+    attribute_seconds = MOMENT
 
     def __init__(self, *, uid: int = 0, gid: int = 0) -> None:
         self.id = node_id("broadcast", os.urandom(8).hex())

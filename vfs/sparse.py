@@ -38,6 +38,9 @@ class Sparse:
             size = min(self.size - offset, MAX_READ)
         if size <= 0:
             return b""
+        index, start = divmod(offset, CHUNK)
+        if start + size <= CHUNK and len(chunk := self._chunks.get(index, b"")) >= start + size:
+            return bytes(memoryview(chunk)[start : start + size])
         pieces = []
         for index, start, stop in _spans(offset, offset + size):
             piece = bytes(self._chunks.get(index, b"")[start:stop])

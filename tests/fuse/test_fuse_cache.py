@@ -12,6 +12,7 @@ import pytest
 from fusemount import Served, finish, served, until
 
 from vfs.directory import Dir
+from vfs.files import Text
 from vfs.host import HostTree
 from vfs.locks import WRITE_LOCK, Lock, LockTable
 from vfs.memory import MemoryTree
@@ -151,6 +152,60 @@ def test_changes_of_a_memory_tree_by_others_are_seen_at_once(tmp_path: Path):
         for number in range(20):
             here.run(change, number)
             assert here.sh("head -1 d/f; ls d | wc -l") == f"changed {number}\n{number + 2}\n"
+
+
+WATCHER = """
+import os, sys
+file = os.open(sys.argv[1], os.O_RDONLY)
+for line in sys.stdin:
+    print(os.fstat(file).st_size, len(os.pread(file, 1 << 20, 0)), flush=True)
+"""
+
+
+def test_an_open_memory_file_that_others_write_shows_so_at_once(tmp_path: Path):
+    memory = MemoryTree(label="watched")
+    with served(tmp_path / "m", memory.root) as here:
+        here.sh("touch f")
+        with subprocess.Popen(
+            [sys.executable, "-c", WATCHER, here.path / "f"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as client:
+
+            def seen() -> str:
+                client.stdin.write("\n")
+                client.stdin.flush()
+                return client.stdout.readline()
+
+            async def grow() -> None:
+                handle = await memory.root.entries["f"].open(os.O_WRONLY | os.O_APPEND, ROOT)
+                await handle.write(b"x", 0)
+                handle.close()
+
+            for size in range(200):  # each well within the time for which the kernel trusts what it was told
+                assert seen() == f"{size} {size}\n"
+                here.run(grow)
+            client.stdin.close()
+        file = here.call(lambda: memory.root.entries["f"])
+        here.sh("cat f")
+        assert len(file.watchers) == 1
+    assert not file.watchers
+
+
+def test_opening_a_made_file_asks_for_its_attributes_once(tmp_path: Path):
+    class Counted(Text):
+        stats = 0
+
+        async def stat(self):
+            self.stats += 1
+            return await super().stat()
+
+    file = Counted(lambda: "text")
+    with served(tmp_path / "m", Dir({"f": file}, id=7)) as here:
+        least = 9
+        for _ in range(20):  # the kernel's clock may tick in between
+            before = file.stats
+            here.sh("read line < f; [ $line = text ]")
+            least = min(least, file.stats - before)
+        assert least == 1
 
 
 def test_a_host_file_changed_behind_the_mount_is_seen_by_the_next_open(tmp_path: Path):

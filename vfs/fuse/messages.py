@@ -170,7 +170,8 @@ INVAL_INODE = Struct("=Qqq")  # nodeid offset length
 INVAL_ENTRY = Struct("=QII")  # parent namelen flags, then the name and a NUL
 FORGET_ONE = Struct("=QQ")  # nodeid nlookup
 
-UNCACHED = bytes(ATTR_HEAD.size)
+ATTR_SECONDS, ATTR_NANOSECONDS = slice(24, 32), slice(36, 40)
+"""Where an entry's head says how long its attributes are good."""
 ENTRY_SIZE = ENTRY_HEAD.size + ATTR.size
 NO_ENTRY = bytes(ENTRY_SIZE)
 """What READDIRPLUS carries where it tells the kernel nothing about an entry."""
@@ -322,34 +323,37 @@ def attr(st: StatResult, ino: int) -> bytes:
     )
 
 
-@lru_cache(16)
-def timeout(seconds: float) -> tuple[int, int]:
-    """Split a cache time into whole seconds and ns."""
-    whole = int(seconds)
-    return whole, int((seconds - whole) * 1_000_000_000)
-
-
 def attr_out(st: StatResult, ino: int, cache_seconds: float) -> bytes:
     """Pack the reply to GETATTR and SETATTR."""
     return _attr_head(cache_seconds) + attr(st, ino)
 
 
-def attr_of_entry(entry: bytes, cache_seconds: float) -> bytes:
-    """Pack the reply to GETATTR out of what `entry_out` made of the same attributes."""
-    return _attr_head(cache_seconds) + entry[ENTRY_HEAD.size :]
-
-
-@lru_cache(16)
-def _attr_head(cache_seconds: float) -> bytes:
-    return ATTR_HEAD.pack(*timeout(cache_seconds), 0) if cache_seconds else UNCACHED
+def attr_of_entry(entry: bytes) -> bytes:
+    """Return the reply to GETATTR that says what `entry_out` said of the same attributes."""
+    return entry[ATTR_SECONDS] + entry[ATTR_NANOSECONDS] + bytes(4) + entry[ENTRY_HEAD.size :]
 
 
 def entry_out(st: StatResult, nodeid: int, ino: int, entry_seconds: float, attr_seconds: float) -> bytes:
     """Pack the reply to LOOKUP and to what makes nodes."""
-    if not attr_seconds:
-        return ENTRY_HEAD.pack(nodeid, 0, 0, 0, 0, 0) + attr(st, ino)
-    name, attributes = timeout(entry_seconds), timeout(attr_seconds)
-    return ENTRY_HEAD.pack(nodeid, 0, name[0], attributes[0], name[1], attributes[1]) + attr(st, ino)
+    return U64.pack(nodeid) + _entry_tail(entry_seconds, attr_seconds) + attr(st, ino)
+
+
+@lru_cache(16)
+def _attr_head(cache_seconds: float) -> bytes:
+    return ATTR_HEAD.pack(*_timeout(cache_seconds), 0)
+
+
+@lru_cache(16)
+def _entry_tail(entry_seconds: float, attr_seconds: float) -> bytes:
+    """Pack what follows the nodeid in an entry's head."""
+    name, attributes = _timeout(entry_seconds), _timeout(attr_seconds)
+    return ENTRY_HEAD.pack(0, 0, name[0], attributes[0], name[1], attributes[1])[U64.size :]
+
+
+def _timeout(seconds: float) -> tuple[int, int]:
+    """Split a cache time into whole seconds and ns."""
+    whole = int(seconds)
+    return whole, int((seconds - whole) * 1_000_000_000)
 
 
 def statfs_out(figures: StatFs) -> bytes:

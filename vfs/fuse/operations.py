@@ -4,9 +4,9 @@ A nodeid is the id of its node (1 is the root), so a restarted server gives the 
 write may wait gets a fresh one per LOOKUP: the kernel then has an inode for each opener, and none waits for the lock
 of another. The kernel holds a nodeid until it has forgotten as many lookups as it was given; so long it stays here.
 
-Each coroutine is named after its opcode, takes the nodeid, the caller and the decoded fields, and returns the body of
-the reply: b"" where success says it all, None where no reply is due. Modes are left to the kernel
-(`default_permissions`).
+Each operation is named after its opcode, takes the nodeid, the caller and the decoded fields, and returns the body of
+the reply: b"" where success says it all, None where no reply is due. It is a coroutine if it may wait. Modes are left
+to the kernel (`default_permissions`).
 """
 
 import math
@@ -60,8 +60,8 @@ SETTLED_NS = 1_000_000_000
 """How much older than an open a file's last change must be, so that any later change shows in its ctime."""
 MAX_DEPTH = 4096
 NO_FILE = -1
-DIR_ATTR_SECONDS = 1.0
 """The `backing` of an open file that no kernel file stands behind."""
+DIR_ATTR_SECONDS = 1.0
 
 T = TypeVar("T")
 
@@ -69,7 +69,7 @@ T = TypeVar("T")
 class Inode:
     """A node that the kernel has a number for."""
 
-    __slots__ = ("attributes", "entry", "listed", "lookups", "node", "settled", "st")
+    __slots__ = ("entry", "listed", "lookups", "node", "settled", "st")
 
     def __init__(self, node: Node) -> None:
         self.node = node
@@ -79,8 +79,8 @@ class Inode:
         self.listed = -math.inf
         """When the kernel was last told all about a directory's entries, by time.monotonic()."""
         self.st: Stat | None = None
-        """What `node.stat()` returned when `entry` and `attributes`, the replies that tell it, were packed."""
-        self.entry = self.attributes = b""
+        """What `node.stat()` returned when `entry`, the reply that tells it, was packed."""
+        self.entry = b""
 
 
 class OpenFile:
@@ -127,6 +127,8 @@ class Views(Node):
     def __init__(self, tree: Callable[[str], Node], id: int) -> None:
         self.id = id
         self._tree = tree
+
+    cache_seconds = 3600.0  # nothing ever changes about it
 
     async def stat(self) -> Stat:
         return Stat(S_IFDIR | 0o700, self.id, 2, os.geteuid(), os.getegid())
@@ -187,6 +189,8 @@ class Operations:
 
     def close(self) -> None:
         """Close every handle, once the calls on it have ended, and forget every number."""
+        for inode in self.inodes.values():
+            inode.node.unwatch(self)
         for fh, file in self.files.items():
             self._drop(fh, file)
         self.files.clear()
@@ -259,9 +263,6 @@ class Operations:
             return self._views
         return await directory.node.lookup(name, who)
 
-    async def _entry(self, parent: int, name: str, node: Node) -> bytes:
-        return self._known(parent, name, node, await node.stat())
-
     def _known(self, parent: int, name: str, node: Node, st: StatResult) -> bytes:
         """Pack what the kernel is told of `node`, counting it as one lookup."""
         inode = self.inodes.get(node.id)
@@ -269,28 +270,49 @@ class Operations:
             inode.lookups += 1
             return inode.entry
         number = self._remember(parent, name, node)
-        seconds = _attr_seconds(node, st)
-        entry = entry_out(st, number, node.id, 0 if node.unshared else node.cache_seconds, seconds)
+        entry = entry_out(st, number, node.id, 0 if node.unshared else node.cache_seconds, self._trusted(node, st))
         if type(st) is Stat and number == node.id:  # immutable: the same object will say the same
             inode = self.inodes[number]
-            inode.st, inode.entry, inode.attributes = st, entry, attr_of_entry(entry, seconds)
+            inode.st, inode.entry = st, entry
         return entry
+
+    def _trusted(self, node: Node, st: StatResult) -> float:
+        """Return how many seconds the kernel may trust the attributes that it is being told.
+
+        A directory's are trusted even where its name is not: each walk looks the name up and brings them anew, so
+        this only saves the kernel from asking again, for every step of every path, before it checks the permission
+        to search.
+        """
+        if node.cache_seconds:
+            return node.cache_seconds
+        if S_ISDIR(st.st_mode):
+            return DIR_ATTR_SECONDS
+        if self.notify is None or not node.attribute_seconds:
+            return 0.0
+        node.watch(self)
+        return node.attribute_seconds
+
+    def changed(self, node: Node) -> None:
+        """Have the kernel ask for the attributes of `node` again (`vfs.node.Watcher`)."""
+        if self.notify is not None and node.id in self.inodes:
+            # Attributes only: this waits for nothing, so it need not go by a thread.
+            self.notify(Notify.INVAL_INODE, INVAL_INODE.pack(node.id, -1, 0))
 
     # Names
 
     async def lookup(self, nodeid: int, who: Caller, name: str) -> Body:
         directory = self.inodes.get(nodeid) or await self._recall(nodeid)
-        if nodeid != ROOT_ID:
-            node = await directory.node.lookup(name, who)
-        else:
+        if name == VIEWS:
             node = await self._child(nodeid, directory, name, who)
+        else:
+            node = await directory.node.lookup(name, who)
         return self._known(nodeid, name, node, await node.stat())
 
-    async def forget(self, nodeid: int, who: Caller, lookups: int) -> Body:
+    def forget(self, nodeid: int, who: Caller, lookups: int) -> Body:
         self._forget(nodeid, lookups)
         return None
 
-    async def batch_forget(self, nodeid: int, who: Caller, data: memoryview) -> Body:
+    def batch_forget(self, nodeid: int, who: Caller, data: memoryview) -> Body:
         whole = len(data) // FORGET_ONE.size * FORGET_ONE.size
         for forgotten, lookups in FORGET_ONE.iter_unpack(data[:whole]):
             self._forget(forgotten, lookups)
@@ -301,15 +323,18 @@ class Operations:
 
     async def symlink(self, nodeid: int, who: Caller, name: str, target: str) -> Body:
         directory = await self._node(nodeid)
-        return await self._entry(nodeid, name, await directory.symlink(name, target, who))
+        node = await directory.symlink(name, target, who)
+        return self._known(nodeid, name, node, await node.stat())
 
     async def mknod(self, nodeid: int, who: Caller, mode: int, rdev: int, name: str) -> Body:
         directory = await self._node(nodeid)
-        return await self._entry(nodeid, name, await directory.mknod(name, mode, rdev, who))
+        node = await directory.mknod(name, mode, rdev, who)
+        return self._known(nodeid, name, node, await node.stat())
 
     async def mkdir(self, nodeid: int, who: Caller, mode: int, name: str) -> Body:
         directory = await self._node(nodeid)
-        return await self._entry(nodeid, name, await directory.mkdir(name, mode, who))
+        node = await directory.mkdir(name, mode, who)
+        return self._known(nodeid, name, node, await node.stat())
 
     async def unlink(self, nodeid: int, who: Caller, name: str) -> Body:
         await (await self._node(nodeid)).unlink(name, who)
@@ -345,7 +370,8 @@ class Operations:
     async def link(self, nodeid: int, who: Caller, target: int, name: str) -> Body:
         directory = await self._node(nodeid)
         await directory.link(await self._node(target), name, who)
-        return await self._entry(nodeid, name, await directory.lookup(name, who))
+        node = await directory.lookup(name, who)
+        return self._known(nodeid, name, node, await node.stat())
 
     # Attributes
 
@@ -354,8 +380,8 @@ class Operations:
         node = inode.node
         st = await node.stat()
         if st is inode.st:
-            return inode.attributes
-        return attr_out(st, node.id, _attr_seconds(node, st))
+            return attr_of_entry(inode.entry)
+        return attr_out(st, node.id, self._trusted(node, st))
 
     async def setattr(
         self,
@@ -385,7 +411,7 @@ class Operations:
         )
         await node.setstat(change, who)
         st = await node.stat()
-        return attr_out(st, node.id, _attr_seconds(node, st))
+        return attr_out(st, node.id, self._trusted(node, st))
 
     async def _kill_suidgid(self, nodeid: int, node: Node) -> None:
         """Take away the bits that a write by another must not leave (what the kernel leaves to us, KILLPRIV_V2)."""
@@ -439,7 +465,7 @@ class Operations:
                 raise OSError(ESTALE, "another made it meanwhile: the kernel looks again") from error
             raise
         try:
-            entry = await self._entry(nodeid, name, node)
+            entry = self._known(nodeid, name, node, await node.stat())
         except BaseException:
             handle.close()
             raise
@@ -614,7 +640,7 @@ class Operations:
         finally:
             self._call_ended(file)
 
-    async def release(self, nodeid: int, who: Caller, fh: int, release_flags: int, lock_owner: int) -> Body:
+    def release(self, nodeid: int, who: Caller, fh: int, release_flags: int, lock_owner: int) -> Body:
         file = self.files.pop(fh, None)
         if file is not None:
             self._drop(fh, file)
@@ -640,7 +666,7 @@ class Operations:
         if self.notify is not None and not file.released:
             self.notify(Notify.POLL, U64.pack(file.notify))
 
-    async def ioctl(self, nodeid: int, who: Caller, data: memoryview) -> Body:
+    def ioctl(self, nodeid: int, who: Caller, data: memoryview) -> Body:
         raise OSError(ENOTTY, "no ioctl here")
 
     # Locks: those of fcntl(2) and of flock(2) do not see each other, as on any Linux filesystem
@@ -768,21 +794,12 @@ class Operations:
             directory.entries = (*dots, *await node.readdir(who))
         return directory.entries
 
-    async def releasedir(self, nodeid: int, who: Caller, fh: int, release_flags: int, lock_owner: int) -> Body:
+    def releasedir(self, nodeid: int, who: Caller, fh: int, release_flags: int, lock_owner: int) -> Body:
         self.dirs.pop(fh, None)
         return b""
 
-    async def fsyncdir(self, nodeid: int, who: Caller, fh: int, flags: int) -> Body:
+    def fsyncdir(self, nodeid: int, who: Caller, fh: int, flags: int) -> Body:
         return b""
-
-
-def _attr_seconds(node: Node, st: StatResult) -> float:
-    """Return how long the kernel may trust a node's attributes.
-
-    A directory's are trusted even where its name is not: each walk looks the name up and brings them anew, so this
-    only saves the kernel from asking again, for every step of every path, before it checks the permission to search.
-    """
-    return node.cache_seconds or (DIR_ATTR_SECONDS if S_ISDIR(st.st_mode) else 0.0)
 
 
 def _when(given: int, now_given: int, seconds: int, nanoseconds: int, now: int) -> int | None:

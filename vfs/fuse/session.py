@@ -5,11 +5,12 @@ that has to wait goes on in a task of its own, with a cancel scope that FUSE_INT
 """
 
 import math
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from errno import EAGAIN, EINTR, EINVAL, EIO, ENOSYS, ENOTSUP, EPROTO
 from functools import partial
-from typing import Any, Protocol
+from inspect import iscoroutinefunction
+from typing import Any, NamedTuple, Protocol
 
 import trio
 
@@ -65,8 +66,20 @@ JOINED = 16 << 10
 
 MAX_CALLERS = 1024
 
-Handler = Callable[..., Coroutine[Any, Any, Body]]
+Handler = Callable[..., Any]
+"""Returns the body of the reply, or a coroutine that does."""
 Decoder = Callable[[memoryview], tuple[Any, ...]]
+
+
+class Request(NamedTuple):
+    """How one kind of request is served: by what, which is a coroutine if it `waits`, of which decoded fields."""
+
+    handler: Handler
+    decode: Decoder
+    waits: bool
+    has_data: bool
+
+
 _unpack_header = IN_BRIEF.unpack_from
 _LEAST = IN_HEADER.size
 _pack_header = OUT_HEADER.pack
@@ -145,7 +158,7 @@ class Session:
             max_files=max_files,
             interrupt=self._interrupt_file,
         )
-        self._handlers: dict[int, tuple[Handler, Decoder, bool]] = {}
+        self._requests: dict[int, Request] = {}
         self._serve(Op.INIT, self._init)
         self.heir = False
         """Whether this session goes on with what an earlier one began."""
@@ -195,18 +208,20 @@ class Session:
         if size < _LEAST:
             return False  # no number to answer to
         length, opcode, unique, nodeid, caller = _unpack_header(frame)
-        handler, decode, has_data = self._handlers.get(opcode, UNSERVED)
+        handler, decode, waits, has_data = self._requests.get(opcode, UNSERVED)
         try:
             if length != size or (self._waiting and unique in self._waiting):
                 raise OSError(EINVAL, "wrong length, or a number that is in use")
             who = self._callers.get(caller) or self._caller(caller)
             fields = decode(frame)
-            body = self._lane.start(handler(nodeid, who, *fields))
-            if body is PENDING:
-                self._wait(unique, opcode, fields, self._lane.waiting, send)
-                return has_data and size > COPIED
+            body = handler(nodeid, who, *fields)
+            if waits:
+                body = self._lane.start(body)
+                if body is PENDING:
+                    self._wait(unique, opcode, fields, self._lane.waiting, send)
+                    return has_data and size > COPIED
             if body is not None:
-                reply(send, unique, body)  # type: ignore[arg-type]
+                reply(send, unique, body)
         except Exception as error:
             if opcode not in UNANSWERED:
                 refuse(send, unique, error)
@@ -261,11 +276,9 @@ class Session:
 
     def _serve(self, opcode: Op, handler: Handler) -> None:
         layout = REQUESTS[opcode]
-        self._handlers[int(opcode)] = (handler, decoder(layout), layout.data)
+        self._requests[int(opcode)] = Request(handler, decoder(layout), iscoroutinefunction(handler), layout.data)
 
-    async def _init(
-        self, nodeid: int, who: Caller, major: int, minor: int, readahead: int, flags: int, more: bytes
-    ) -> Body:
+    def _init(self, nodeid: int, who: Caller, major: int, minor: int, readahead: int, flags: int, more: bytes) -> Body:
         if major > MAJOR:
             return INIT_OUT.pack(MAJOR, *bytes(11))  # the kernel asks again with ours
         if major < MAJOR or minor < MINOR_MIN:
@@ -295,11 +308,11 @@ class Session:
             self._stack_depth if flags & Init.PASSTHROUGH else 0,
         )
 
-    async def _destroy(self, nodeid: int, who: Caller) -> Body:
+    def _destroy(self, nodeid: int, who: Caller) -> Body:
         self._operations.close()
         return b""
 
-    async def _interrupt(self, nodeid: int, who: Caller, unique: int) -> Body:
+    def _interrupt(self, nodeid: int, who: Caller, unique: int) -> Body:
         waiting = self._waiting.get(unique)
         if waiting is not None:
             waiting.scope.cancel()
@@ -360,8 +373,8 @@ class Unserved(OSError):
     """A request of a kind that is not served at all."""
 
 
-async def _unserved(nodeid: int, who: Caller) -> Body:
+def _unserved(nodeid: int, who: Caller) -> Body:
     raise Unserved(ENOSYS, "not served")
 
 
-UNSERVED: tuple[Handler, Decoder, bool] = (_unserved, decoder(Layout()), False)
+UNSERVED = Request(_unserved, decoder(Layout()), False, False)
