@@ -44,6 +44,8 @@ class Config:
     state: Path
     listen: tuple[str, ...]
     """Addresses of the 9P server, as `vfs.ninep.address` writes them."""
+    rpc: str | None = None
+    """Address of the sessions' RPC, as `vfs.ninep.address` writes it."""
     allow_remote: bool = False
     """Whether a TCP address may be another than loopback."""
     http: str | None = None
@@ -81,11 +83,12 @@ class Config:
                 raise ConfigError(f"{name}: not an absolute path: {path}")
         if not self.listen:
             raise ConfigError("listen: at least one address is needed")
-        for address in self.listen:
+        given = [("listen", address) for address in self.listen] + ([("rpc", self.rpc)] if self.rpc else [])
+        for name, address in given:
             try:
                 addresses.parse(address)
             except OSError as error:
-                raise ConfigError(f"listen: {error.strerror}") from error
+                raise ConfigError(f"{name}: {error.strerror}") from error
         if self.http is not None:
             try:
                 network = addresses.parse(self.http).network

@@ -28,6 +28,7 @@ from wanixfs.config import Config
 from wanixfs.forgetting import Forgetting
 from wanixfs.house import House
 from wanixfs.notify import notify
+from wanixfs.rpc import Rpc
 
 log = structlog.get_logger("wanixfs")
 
@@ -80,6 +81,8 @@ async def _serve(config: Config) -> bool:
             keeper = await stack.enter_async_context(trio.open_nursery())
             stack.callback(house.sessions.halt)
             await keeper.start(house.sessions.run)
+            if config.rpc is not None:
+                await _serve_rpc(house, token, stack)
             if config.http is not None:
                 await _serve_http(house, token, stack)
             notify("READY=1")
@@ -121,17 +124,28 @@ async def opened(config: Config) -> AsyncIterator[tuple[House, LinuxDriver]]:
 
 async def _listen(house: House, token: str, stack: AsyncExitStack) -> None:
     """Serve 9P on every configured address until the stack unwinds."""
-    config = house.config
-    listeners = []
-    for text in config.listen:
-        where = address.parse(text)
-        if where.network == "unix":
-            Path(where.path).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            stack.callback(Path(where.path).unlink, missing_ok=True)
-        listeners.append(address.listen(where, allow_remote=config.allow_remote, mode=0o666))
+    listeners = [_listener(house.config, text, stack, mode=0o666) for text in house.config.listen]
     nursery = await stack.enter_async_context(trio.open_nursery())
     stack.callback(nursery.cancel_scope.cancel)
     await nursery.start(partial(serve_ninep, listeners, partial(house.attach, token), locks=house.locks))
+
+
+def _listener(config: Config, text: str, stack: AsyncExitStack, *, mode: int) -> socket.socket:
+    """Listen on an address; a unix socket gets `mode`, and goes when the stack unwinds."""
+    where = address.parse(text)
+    if where.network == "unix":
+        Path(where.path).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        stack.callback(Path(where.path).unlink, missing_ok=True)
+    return address.listen(where, allow_remote=config.allow_remote, mode=mode)
+
+
+async def _serve_rpc(house: House, token: str, stack: AsyncExitStack) -> None:
+    """Serve the sessions' RPC until the stack unwinds; on a unix socket to the administrator alone."""
+    listener = _listener(house.config, house.config.rpc or "", stack, mode=0o600)
+    nursery = await stack.enter_async_context(trio.open_nursery())
+    stack.callback(nursery.cancel_scope.cancel)
+    streams = [trio.SocketListener(trio.socket.from_stdlib_socket(listener))]
+    await nursery.start(Rpc(house.sessions, token).serve, streams)
 
 
 async def _serve_http(house: House, token: str, stack: AsyncExitStack) -> None:

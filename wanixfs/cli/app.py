@@ -26,6 +26,7 @@ COMMANDS = {
     "write": "files",
     "stat": "files",
     "cp": "copying",
+    "session": "sessions",
     "mount": "mounting",
     "umount": "mounting",
     "doctor": "machine",

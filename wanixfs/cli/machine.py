@@ -38,6 +38,7 @@ class UidRange(click.ParamType[tuple[int, int]]):
 @click.command()
 @click.option("--mount", type=PATH, metavar="DIR", help="Mount the tree here for this machine's programs.")
 @click.option("--listen", multiple=True, metavar="ADDR", help="Serve 9P here: unix!PATH or tcp!HOST!PORT. Repeatable.")
+@click.option("--rpc", metavar="ADDR", help="Serve the sessions' RPC here: unix!PATH or tcp!127.0.0.1!PORT.")
 @click.option("--http", metavar="ADDR", help="Serve HTTP and the page here: tcp!127.0.0.1!PORT.")
 @click.option("--http-name", multiple=True, metavar="NAME", help="A further host name of the HTTP server. Repeatable.")
 @click.option("--allow-remote", is_flag=True, help="Let a TCP address be another than loopback.")
@@ -90,6 +91,7 @@ def serve(
     target: Target,
     mount: Path | None,
     listen: tuple[str, ...],
+    rpc: str | None,
     http: str | None,
     http_name: tuple[str, ...],
     allow_remote: bool,
@@ -115,6 +117,7 @@ def serve(
         config = Config(
             state=state,
             listen=listen or (f"unix!{default_socket(os.environ, os.geteuid(), state)}",),
+            rpc=rpc,
             http=http,
             http_names=http_name,
             allow_remote=allow_remote,
