@@ -9,7 +9,7 @@ killed, only main processes are sure to die with it.
 import hashlib
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from errno import EEXIST, EINVAL, ENOKEY, ENOTSUP, ESRCH
 from pathlib import Path
@@ -314,7 +314,8 @@ class LinuxDriver:
         self._quitting = True
         for group in self._groups.values():
             group.kill()
-        await self._client.call("quit")
+        with suppress(ConnectionResetError):  # where it ends with posts of ours unread, its answer is lost
+            await self._client.call("quit")
 
     # What the supervisor reports
 
