@@ -19,6 +19,9 @@ from tasks.drivers.linux.driver import LinuxDriver
 from tasks.drivers.linux.driver import opened as linux_driver
 from tasks.drivers.linux.roots import Roots
 from tasks.drivers.linux.vault import SupervisorVault
+from tasks.drivers.vm.driver import VmDriver
+from tasks.drivers.vm.kernel import default_cache
+from tasks.drivers.vm.qemu import Qemu
 from tasks.drivers.wasi.driver import WasiDriver
 from vfs.fuse.devfuse import Mount, mounted, unmount
 from vfs.ninep import address
@@ -111,7 +114,17 @@ async def opened(config: Config) -> AsyncIterator[tuple[House, LinuxDriver]]:
                 files = Server(locks=house.locks)
                 await nursery.start(files.run)
                 wasi = WasiDriver(driver, house.service, files, config.state / "wasm")
-                await house.open({driver.name: driver, wasi.name: wasi}, driver.vault)
+                vm = VmDriver(
+                    driver,
+                    house.service,
+                    files,
+                    machine=Qemu(),
+                    spools=config.state / "spools",
+                    kernels=default_cache(os.environ, os.geteuid()),
+                    cache=config.state / "vm",
+                )
+                await nursery.start(vm.run)
+                await house.open({each.name: each for each in (driver, wasi, vm)}, driver.vault)
                 await nursery.start(house.service.run)
                 yield house, driver
             except Exception:

@@ -11,6 +11,7 @@ from tasks.taskd import syscalls
 MODULES = "/lib/modules"
 ADDRESS, NETMASK = "10.0.2.15", "255.255.255.0"
 """What QEMU's user mode network expects of its guest."""
+DEVICE_LINKS = {"fd": "/proc/self/fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2", "ptmx": "pts/ptmx"}
 
 _IFF_UP = 1
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _SIOCSIFADDR, _SIOCSIFNETMASK = 0x8913, 0x8914, 0x8916, 0x891C
@@ -26,6 +27,16 @@ def mount(kind: str, place: str, **options: str) -> None:
         os.close(attached)
 
 
+def bind(tree: str, place: str) -> None:
+    """Show a directory, with what is mounted below it, at another place too."""
+    flags = syscalls.OPEN_TREE_CLONE | syscalls.AT_RECURSIVE
+    attached = syscalls.open_tree(syscalls.AT_FDCWD, tree, flags)
+    try:
+        syscalls.move_mount(attached, syscalls.AT_FDCWD, place)
+    finally:
+        os.close(attached)
+
+
 def mount_kernel(root: str = "") -> None:
     """Mount what the kernel itself shows, below `root`."""
     mount("devtmpfs", f"{root}/dev")
@@ -33,6 +44,9 @@ def mount_kernel(root: str = "") -> None:
     mount("sysfs", f"{root}/sys")
     mount("devpts", f"{root}/dev/pts", mode="620", ptmxmode="666")
     mount("tmpfs", f"{root}/dev/shm", mode="1777")
+    for name, target in DEVICE_LINKS.items():
+        if not os.path.lexists(f"{root}/dev/{name}"):
+            os.symlink(target, f"{root}/dev/{name}")
 
 
 def load_modules() -> None:

@@ -90,12 +90,15 @@ class PacketChannel:
 
 
 class StreamChannel:
-    """A byte stream (a socket or a character device): framed messages, no descriptors. Owns `fd`."""
+    """A byte stream (a socket or a character device): framed messages, no descriptors. Owns `fd`.
 
-    def __init__(self, fd: int) -> None:
+    `resumed` says that somebody else has used it before, who may have left half a message on its way.
+    """
+
+    def __init__(self, fd: int, *, resumed: bool = False) -> None:
         self._fd = fd
         self._frames = Frames()
-        self._unsent = bytearray()
+        self._unsent = bytearray(b"\n" if resumed else b"")
         os.set_blocking(fd, False)
 
     def fileno(self) -> int:

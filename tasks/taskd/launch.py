@@ -36,6 +36,7 @@ class Spec:
         "allow",
         "argv",
         "cgroup",
+        "chroot",
         "cwd",
         "env",
         "fds",
@@ -70,6 +71,7 @@ class Spec:
         if any(not key or "=" in key or "\0" in key for key in self.env):
             raise OSError(EINVAL, "env: bad name")
         self.cwd = text(message, "cwd", MAX_PATH)
+        self.chroot = text(message, "chroot", MAX_PATH, "")
         self.uid = integer(message, "uid", 0, MAX_ID)
         self.gid = integer(message, "gid", 0, MAX_ID)
         self.nice = integer(message, "nice", -20, 19, 0)
@@ -263,6 +265,8 @@ def _become(spec: Spec, given: dict[int, int], terminal: int, around: Surroundin
         os.dup2(fd, number)
     resource.setrlimit(resource.RLIMIT_NOFILE, around.open_files)
     os.umask(0o022)
+    if spec.chroot:
+        os.chroot(spec.chroot)
     _become_user(spec)
     if not spec.plan:
         # Kept across exec: all that the task leaves behind stays below its main process, where it can be found.

@@ -1,8 +1,9 @@
 """How a server and its supervisor talk.
 
 A message is a JSON object. On the host it is one packet of a SEQPACKET
-socket, with descriptors beside it; in a guest it is a frame of a byte stream
-(4-byte little-endian length, then the object), without descriptors.
+socket, with descriptors beside it; in a guest it is a line of a byte stream,
+without descriptors. Lines, because a new server finds the stream where the
+old one left it: in the middle of one, of which it drops what is left.
 
     request  {"id": N, "op": NAME, ...}; without an id it is only answered if it fails
     reply    {"id": N, "ok": {...}}  or  {"id": N, "errno": E, "error": TEXT}
@@ -97,32 +98,26 @@ def ancillary(fds: Sequence[int]) -> list[tuple[int, int, bytes]]:
 
 
 def frame(message: Message) -> bytes:
-    """Return the message as a frame of a byte stream."""
-    data = encode(message)
-    return struct.pack("<I", len(data)) + data
+    """Return the message as a line of a byte stream."""
+    return encode(message) + b"\n"
 
 
 class Frames:
     """Cuts a byte stream into messages."""
 
     def __init__(self) -> None:
-        self._data = bytearray()
+        self._begun = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
         """Take what arrived and return the bytes of every message now complete. EMSGSIZE ends the stream for good."""
-        self._data += data
-        found: list[bytes] = []
-        start = 0
-        while len(self._data) - start >= 4:
-            size = int.from_bytes(self._data[start : start + 4], "little")
-            if size > MAX_MESSAGE:
-                raise OSError(EMSGSIZE, "message too long")
-            if len(self._data) - start < 4 + size:
-                break
-            found.append(bytes(self._data[start + 4 : start + 4 + size]))
-            start += 4 + size
-        del self._data[:start]
-        return found
+        *lines, rest = data.split(b"\n")
+        if lines:
+            lines[0] = bytes(self._begun) + lines[0]
+            self._begun.clear()
+        self._begun += rest
+        if len(self._begun) > MAX_MESSAGE:
+            raise OSError(EMSGSIZE, "message too long")
+        return [line for line in lines if line]
 
 
 def integer(message: Message, key: str, low: int, high: int, default: int | None = None) -> int:

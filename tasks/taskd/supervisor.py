@@ -19,9 +19,10 @@ import sys
 import termios
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from errno import EBUSY, EEXIST, EINVAL, EIO, ENODEV, ENOSPC, ENOSYS, EPROTO, ESRCH, ETIMEDOUT
 from functools import partial
+from typing import Any
 
 from tasks.taskd import launch, protocol, relay, syscalls
 from tasks.taskd.channel import Channel, PacketChannel
@@ -87,6 +88,9 @@ class Task:
 
 class Supervisor:
     """Serves one server at a time; the newest connection wins."""
+
+    operations: "Mapping[str, Operation]"
+    """What it can be asked to do, by name."""
 
     def __init__(self) -> None:
         self._around = launch.Surroundings()
@@ -168,9 +172,9 @@ class Supervisor:
         except Exception:  # the supervisor outlives its own mistakes: everybody's tasks hang on it
             traceback.print_exc(file=sys.stderr)
 
-    def _watch(self, fd: int, handle: Callable[[int], object]) -> None:
+    def _watch(self, fd: int, handle: Callable[[int], object], events: int = select.EPOLLIN) -> None:
         self._ready[fd] = handle
-        self._epoll.register(fd, select.EPOLLIN)
+        self._epoll.register(fd, events)
 
     def _unwatch(self, fd: int) -> None:
         if self._ready.pop(fd, None):
@@ -218,7 +222,7 @@ class Supervisor:
     def _serve(self, channel: Channel, message: Message, fds: Sequence[int]) -> None:
         number = message.get("id")
         try:
-            operation = OPERATIONS.get(text(message, "op", 32))
+            operation = self.operations.get(text(message, "op", 32))
             if operation is None:
                 raise OSError(ENOSYS, "no such operation")
             reply = operation(self, message, fds, (channel, number))
@@ -241,7 +245,7 @@ class Supervisor:
 
     def _answer(self, request: Request | None, outcome: Message | OSError) -> None:
         """Answer a request that had to wait, if who asked is still there."""
-        if not request or request[0] is not self._server:
+        if not request or request[0] is not self._server or request[1] is None:
             return
         if isinstance(outcome, OSError):
             self._refuse(*request, outcome)
@@ -660,7 +664,8 @@ def _signal(pid: int, number: int) -> None:
         pass  # gone, or not ours to signal any more
 
 
-Operation = Callable[[Supervisor, Message, Sequence[int], Request], Reply | None]
+Operation = Callable[[Any, Message, Sequence[int], Request], Reply | None]
+"""Its first argument is the supervisor."""
 
 OPERATIONS: dict[str, Operation] = {
     "hello": Supervisor._hello,
@@ -677,3 +682,4 @@ OPERATIONS: dict[str, Operation] = {
     "drop": Supervisor._drop,
     "quit": Supervisor._quit,
 }
+Supervisor.operations = OPERATIONS

@@ -13,8 +13,8 @@ import structlog
 import trio
 
 import tasks.taskd
-from tasks.taskd.channel import PacketChannel
-from tasks.taskd.protocol import SOCKET, VERSION, Message, integer
+from tasks.taskd.channel import Channel, PacketChannel
+from tasks.taskd.protocol import MAX_MESSAGE, SOCKET, VERSION, Message, integer, table, text
 
 PROGRAM = Path(tasks.taskd.__file__).with_name("__main__.py")
 
@@ -69,11 +69,11 @@ class _Reply:
 class Client:
     """A connection to a supervisor. Any number of requests may be in flight; they are carried out in order."""
 
-    def __init__(self, sock: socket.socket, on_event: Callable[[Message], None]) -> None:
-        self._channel = PacketChannel(sock)
+    def __init__(self, channel: Channel, on_event: Callable[[Message], None], count: int = 0) -> None:
+        self._channel = channel
         self._on_event = on_event
         self._waiting: dict[int, _Reply] = {}
-        self._count = 0
+        self._count = count
         self._full = trio.Event()
         self._lost = ""
         self.pid = 0
@@ -105,10 +105,8 @@ class Client:
         if not message:
             raise OSError(ECONNRESET, self._lost)
         if "errno" in message:
-            raise OSError(message["errno"], message.get("error"))
-        result = message["ok"]
-        assert isinstance(result, dict)
-        return result, reply.fds
+            raise OSError(integer(message, "errno", 1, 4095), text(message, "error", MAX_MESSAGE))
+        return table(message, "ok"), reply.fds
 
     async def call(self, op: str, fds: Sequence[int] = (), /, **fields: object) -> Message:
         """Send a request whose reply brings no descriptors."""
@@ -141,13 +139,20 @@ class Client:
         try:
             while not self._lost:
                 await trio.lowlevel.wait_readable(self._channel.fileno())
-                while not self._lost and self._channel.receive(self._take):
+                while not self._lost and self._received():
                     pass
         except EOFError:
             self._lost = "supervisor lost"
         for reply in self._waiting.values():
             reply.arrived.set()
         on_lost(self._lost)
+
+    def _received(self) -> bool:
+        try:
+            return self._channel.receive(self._take)
+        except OSError as error:
+            log("supervisor misunderstood", error=str(error))
+            return True
 
     def _take(self, message: Message, fds: Sequence[int]) -> None:
         if message.get("event") == "replaced":
@@ -162,25 +167,36 @@ class Client:
 
 
 @asynccontextmanager
-async def connect(
-    state: Path, *, on_event: Callable[[Message], None], on_lost: Callable[[str], None]
+async def conversation(
+    channel: Channel, *, on_event: Callable[[Message], None], on_lost: Callable[[str], None], count: int = 0
 ) -> AsyncIterator[Client]:
-    """Connect to the state directory's supervisor. Leaving the block only disconnects: its tasks go on.
+    """Talk to a supervisor over a channel, which is closed afterwards. Requests are numbered from `count` up.
 
-    `on_event` gets every event, in order, from the event loop; `on_lost`, at most once, why the connection ended.
-    ENOENT or ECONNREFUSED where none runs; EPROTO if it is another version's.
+    `on_event` gets every event, in order, from the event loop; `on_lost`, at most once, why the conversation ended.
     """
-    client = Client(_connect(state), on_event)
+    client = Client(channel, on_event, count)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(client._read, on_lost)
             nursery.start_soon(client._write)
-            hello = await client.call("hello", version=VERSION)
-            assert isinstance(hello["pid"], int) and isinstance(hello["held"], list)
-            client.pid = hello["pid"]
-            client.held = frozenset(hello["held"])
             yield client
             nursery.cancel_scope.cancel()
     finally:
         client._end("disconnected")
-        client._channel.close()
+        channel.close()
+
+
+@asynccontextmanager
+async def connect(
+    state: Path, *, on_event: Callable[[Message], None], on_lost: Callable[[str], None]
+) -> AsyncIterator[Client]:
+    """Connect to the state directory's supervisor (see `conversation`). Leaving the block leaves its tasks running.
+
+    ENOENT or ECONNREFUSED where none runs; EPROTO if it is another version's.
+    """
+    async with conversation(PacketChannel(_connect(state)), on_event=on_event, on_lost=on_lost) as client:
+        hello = await client.call("hello", version=VERSION)
+        assert isinstance(hello["pid"], int) and isinstance(hello["held"], list)
+        client.pid = hello["pid"]
+        client.held = frozenset(hello["held"])
+        yield client

@@ -52,6 +52,8 @@ class LinuxDriver:
 
     def __init__(self, listener: Listener, cgroups: Cgroups) -> None:
         self._listener = listener
+        self.listeners: dict[str, Listener] = {}
+        """Who is told of these tasks instead: a driver that runs its own kind of task as a process."""
         self._cgroups = cgroups
         self._client: Client  # set when connected
         self._nursery: trio.Nursery
@@ -181,7 +183,7 @@ class LinuxDriver:
 
         def tell(kills: int) -> None:
             limit = group.stat("mem").get("limit_bytes", 0)
-            self._listener.event(task, "oom", {"kills": kills, "limit_bytes": limit})
+            self._told(task).event(task, "oom", {"kills": kills, "limit_bytes": limit})
 
         watch = self._oom[task] = OomWatch(notice, group.oom_kills, tell)
         self._nursery.start_soon(watch.run)
@@ -296,13 +298,14 @@ class LinuxDriver:
                 self._groups[task] = group
                 self._watch_memory(task, group, Limits(memory=group.stat("mem").get("limit_bytes")))
             for number, (end, start, eof) in record["spools"].items():
-                self._listener.output(task, int(number), end, start, bool(eof))
+                self._told(task).output(task, int(number), end, start, bool(eof))
             end_record = self._unclaimed.pop(task, record["exit"])
             found[task] = None if end_record is None else self._account(task, end_record)
         return found
 
     def forget(self, task: str) -> None:
         self._known.discard(task)
+        self.listeners.pop(task, None)
         self._client.post("forget", task=task)
 
     async def is_idle(self) -> bool:
@@ -319,16 +322,19 @@ class LinuxDriver:
 
     # What the supervisor reports
 
+    def _told(self, task: str) -> Listener:
+        return self.listeners.get(task, self._listener)
+
     def _event(self, event: Message) -> None:
         if event["event"] in ("output", "exited"):
             assert isinstance(event["spools"], list)
             for task, number, end, start, eof in event["spools"]:
-                self._listener.output(task, number, end, start, bool(eof))
+                self._told(task).output(task, number, end, start, bool(eof))
         if event["event"] == "exited":
             task, exit = event["task"], event["exit"]
             assert isinstance(task, str) and isinstance(exit, dict)
             if task in self._known:
-                self._listener.exited(task, self._account(task, exit))
+                self._told(task).exited(task, self._account(task, exit))
             else:
                 self._unclaimed[task] = exit
 
@@ -365,7 +371,8 @@ class LinuxDriver:
     def _lost(self, reason: str) -> None:
         if not self._quitting:
             self._cgroups.kill_all()
-            self._listener.lost(reason)
+            for listener in {id(each): each for each in (*self.listeners.values(), self._listener)}.values():
+                listener.lost(reason)
 
 
 def cgroup_name(state: Path) -> str:

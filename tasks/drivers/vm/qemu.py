@@ -1,9 +1,14 @@
 """QEMU as a guest's machine."""
 
 import os
+import shutil
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+
+from tasks.drivers.vm import machine, names
+from tasks.drivers.vm.machine import Hardware
+from tasks.taskd.guest import CONTROL
 
 PROGRAM = "qemu-system-x86_64"
 _TRUSTED = ("kvm_intel", "kvm_amd")
@@ -19,13 +24,59 @@ def accelerator() -> str:
     return "kvm" if hardware and os.access("/dev/kvm", os.R_OK | os.W_OK) else "tcg"
 
 
-def command(image: Path, initrd: Path, *, memory: int, words: str = "") -> Sequence[str]:
+def command(image: Path, initrd: Path, *, memory: int, words: str = "", options: str = "") -> list[str]:
     """Return the command line of a bare machine with virtio ports, entropy, and no other device. `memory` in bytes."""
-    machine = f"pc,accel={accelerator()},usb=off,vmport=off,graphics=off"
+    accel = "kvm" if accelerator() == "kvm" else "tcg,tb-size=64"
     return [
         PROGRAM,
-        *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-M", machine),
+        *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+        *("-M", f"pc,usb=off,vmport=off,graphics=off{options}", "-accel", accel),
         *("-m", f"{memory >> 20}", "-kernel", str(image), "-initrd", str(initrd)),
         *("-append", f"console=ttyS0 quiet panic=-1 reboot=t rdinit=/sbin/taskd {words}"),
         *("-device", "virtio-serial-pci", "-device", "virtio-rng-pci"),
     ]
+
+
+def _port(name: str, *backend: str) -> list[str]:
+    return ["-chardev", ",".join((*backend, f"id={name}")), "-device", f"virtserialport,chardev={name},name={name}"]
+
+
+class Qemu:
+    """Implements `tasks.drivers.vm.machine.Machine`. The guest's only network is a wire to the 9P server."""
+
+    name = "qemu"
+
+    def missing(self) -> str:
+        return "" if shutil.which(PROGRAM) else f"no {PROGRAM} here (Debian: qemu-system-x86)"
+
+    def group(self) -> int | None:
+        return os.stat("/dev/kvm").st_gid if accelerator() == "kvm" else None
+
+    def command(self, hardware: Hardware, *, clone: bool = False, template: bool = False) -> Sequence[str]:
+        forked = clone or template
+        parts = command(
+            hardware.kernel,
+            hardware.initrd,
+            memory=hardware.memory,
+            options=",memory-backend=ram" if forked else "",
+        )
+        if forked:
+            share = "on" if template else "off"
+            size = f"size={hardware.memory}"
+            where = f"mem-path=/dev/fd/{machine.RAM}"
+            parts += ["-object", f"memory-backend-file,id=ram,{size},{where},share={share}"]
+            parts += ["-global", "migration.x-ignore-shared=on"]
+        if clone:
+            parts += ["-incoming", f"fd:{machine.STATE}"]
+        wire = f"guestfwd=tcp:{names.FILES_ADDRESS}:{names.FILES_PORT}-chardev:files"
+        parts += ["-chardev", f"socket,id=files,fd={machine.FILES}"]
+        parts += ["-netdev", f"user,id=net,ipv6=off,restrict=on,{wire}"]
+        parts += ["-device", "virtio-net-pci,netdev=net,romfile=,mac=52:54:00:00:00:01", "-device", "vmgenid,guid=auto"]
+        parts += _port(CONTROL, "socket", f"fd={machine.CONTROL}")
+        parts += _port(names.INPUT, "stdio", "signal=off")
+        parts += _port(names.OUTPUT, "file", f"path=/dev/fd/{machine.OUT}", "append=on")
+        parts += _port(names.ERROR, "file", f"path=/dev/fd/{machine.ERR}", "append=on")
+        parts += ["-chardev", f"file,id=console,path=/dev/fd/{machine.CONSOLE},append=on", "-serial", "chardev:console"]
+        parts += ["-chardev", f"socket,id=monitor,fd={machine.MONITOR}", "-mon", "chardev=monitor,mode=control"]
+        parts += ["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]
+        return parts
