@@ -131,7 +131,7 @@ class Sync:
         """Take one step. A file that has changed meanwhile, or may not be touched, does not hold up the others."""
         try:
             return step(*arguments) is not False
-        except Changed:
+        except (Changed, FileNotFoundError, FileExistsError):
             self.unsettled += 1
         except OSError as error:
             if error.errno not in OWN_FAULT:

@@ -36,10 +36,14 @@ class Changed(Exception):
 
 
 class Side:
-    """The folder `root`. New files get `owner` (uid, gid); None: the replaced file's, else the folder's own."""
+    """The folder `root`. New files get `owner` (uid, gid); None: the replaced file's, else the folder's own.
+
+    A folder with an `owner` stands in that owner's home: if it is a symlink it is not opened (ENOTDIR).
+    """
 
     def __init__(self, root: Path, owner: tuple[int, int] | None = None) -> None:
-        self._root = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        follow = os.O_NOFOLLOW if owner is not None else 0
+        self._root = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | follow)
         st = os.fstat(self._root)
         self.identity = [st.st_dev, st.st_ino]
         self.written = False

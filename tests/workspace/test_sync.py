@@ -2,13 +2,22 @@
 
 import json
 import os
+import shutil
 import stat
+import subprocess
+import sys
+import tempfile
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from tasks.workspace import __main__ as program
 from tasks.workspace.manifest import load
 from tasks.workspace.passes import sync
 from tasks.workspace.side import Changed, Side
@@ -115,8 +124,8 @@ def test_modes_and_times_go_along(folders):
     os.utime(folders.host / "run", ns=(1, 123456789))
     (folders.host / "closed").mkdir(mode=0o700)
     folders.sync()
-    st = (folders.work / "run").stat()
-    assert (stat.S_IMODE(st.st_mode), st.st_mtime_ns) == (0o755, 123456789)
+    status = (folders.work / "run").stat()
+    assert (stat.S_IMODE(status.st_mode), status.st_mtime_ns) == (0o755, 123456789)
     (folders.work / "run").chmod(0o644)
     (folders.work / "closed").chmod(0o750)
     folders.sync()
@@ -212,6 +221,17 @@ def test_symlinks_are_never_followed(folders, tmp_path):
     assert set(report.problems) == {"out", "key"}
 
 
+def test_work_directory_that_is_a_symlink_is_refused(folders, tmp_path):
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    write(folders.host / "a", "1")
+    folders.work.rmdir()
+    folders.work.symlink_to(victim)
+    with pytest.raises(NotADirectoryError):
+        folders.sync(owner=(os.getuid(), os.getgid()))
+    assert list(victim.iterdir()) == []
+
+
 def test_directory_swapped_for_a_symlink_leads_nowhere(folders, tmp_path):
     """A session that replaces a directory between look and copy does not get the copy written elsewhere."""
     victim = tmp_path / "victim"
@@ -300,8 +320,8 @@ def test_copies_belong_to_the_session_and_back_to_the_folder_owner(folders):
     write(folders.host / "in/a", "1")
     os.chown(folders.host, 1234, 1235)
     folders.sync(owner=(4321, 4322))
-    st = (folders.work / "in/a").stat()
-    assert (st.st_uid, st.st_gid) == (4321, 4322)
+    status = (folders.work / "in/a").stat()
+    assert (status.st_uid, status.st_gid) == (4321, 4322)
     assert (folders.work / "in").stat().st_uid == 4321
     write(folders.work / "out", "2")
     write(folders.work / "in/a", "changed")
@@ -344,6 +364,103 @@ def test_unreadable_files_are_told_and_what_is_below_stays(folders, tmp_path):
     (folders.host / "b").chmod(0o600)
     assert as_user() == ["b", "d"]
     assert contents(folders.work) == {"b": "1", "d": None, "d/a": "1"}
+
+
+class Restless(threading.Thread):
+    """A session that, while a sync runs, swaps a directory for a symlink that leads out and back, again and again."""
+
+    def __init__(self, work, victim):
+        super().__init__()
+        self._work = work
+        self._victim = victim
+        self._enough = threading.Event()
+        self.swaps = 0
+
+    def run(self):
+        place, aside, trap = self._work / "d", self._work / "aside", self._work / "trap"
+        trap.symlink_to(self._victim)
+        while not self._enough.is_set():
+            for one, other in ((place, aside), (trap, place), (place, trap), (aside, place)):
+                with suppress(FileNotFoundError, NotADirectoryError, FileExistsError, OSError):
+                    one.rename(other)
+            self.swaps += 1
+
+    def stop(self):
+        self._enough.set()
+        self.join()
+
+
+def test_nothing_is_written_elsewhere_while_directories_are_swapped(folders, tmp_path):
+    victim = tmp_path / "victim"
+    write(victim / "3", "precious")
+    (folders.work / "d").mkdir()
+    session = Restless(folders.work, victim)
+    session.start()
+    try:
+        for turn in range(30):
+            for number in range(20):
+                write(folders.host / f"d/{number}", f"{turn}.{number}")
+            folders.sync()
+    finally:
+        session.stop()
+    assert session.swaps > 100
+    assert contents(victim) == {"3": "precious"}
+    assert "precious" not in contents(folders.host).values(), "nor read"
+
+
+NAMES = ["a", "b", "d/a", "d/b", "d/e/a", "x"]
+ACTS = st.lists(
+    st.tuples(st.sampled_from(["host", "work"]), st.sampled_from(["write", "remove", "move"]), st.sampled_from(NAMES)),
+    max_size=6,
+)
+
+
+def act(top, what, name, text):
+    path = top / name
+    with suppress(OSError):
+        if what == "write":
+            write(path, text)
+        elif what == "move":
+            path.rename(top / "moved")
+        elif path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+@settings(max_examples=60)
+@given(st.lists(ACTS, min_size=1, max_size=4))
+def test_whatever_was_done_both_sides_end_alike_and_no_text_is_lost(rounds):
+    """A text that one side wrote and neither removed or wrote over is on both sides afterwards, somewhere."""
+    with tempfile.TemporaryDirectory() as name:
+        folders = Folders(Path(name))
+        count = 0
+        for acts in rounds:
+            before = contents(folders.host)
+            for side, what, path in acts:
+                count += 1
+                act(getattr(folders, side), what, path, f"text {count}")
+            here, there = contents(folders.host), contents(folders.work)
+            folders.sync()
+            after = folders.both()
+            new = {text for text in (*here.values(), *there.values()) if text not in before.values()}
+            assert new <= set(after.values())
+            assert (folders.sync().into, folders.both()) == (0, after), "the next sync has nothing to do"
+
+
+@pytest.mark.parametrize("after", [0.02, 0.05, 0.1, 0.2])
+def test_killed_anywhere_the_next_sync_completes_it(folders, after):
+    for number in range(1500):
+        write(folders.host / f"{number % 11}/{number}", str(number))
+    write(folders.work / "mine", "1")
+    words = [folders.host, folders.work, folders.record, os.getuid(), os.getgid()]
+    with subprocess.Popen([sys.executable, "-I", "-S", program.__file__, *map(str, words)], stdout=-3) as child:
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(after)
+        child.kill()
+    folders.sync()
+    assert len(folders.both()) == 1512
+    assert folders.sync().into == 0
 
 
 def test_program_reports_and_tells_of_progress(folders):

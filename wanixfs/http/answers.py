@@ -107,7 +107,8 @@ class Live(Response):
                 nursery.start_soon(until_gone)
                 await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
                 try:
-                    await self._produce(piece)
+                    if scope["method"] != "HEAD":
+                        await self._produce(piece)
                 except OSError as problem:
                     errno_of(RuntimeError(str(problem)), f"{scope['method']} {scope['path']}")
                 else:
