@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
-from errno import EACCES, EINVAL, ELOOP, ENAMETOOLONG, ENOENT, ENOSPC, ENOTDIR, EPERM
+from errno import EACCES, EBUSY, EINVAL, ELOOP, ENAMETOOLONG, ENOENT, ENOSPC, ENOTDIR, EPERM
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
@@ -107,13 +107,14 @@ class Realiser(Protocol):
 class Cell:
     """A table that changes one step at a time, for all who share it."""
 
-    __slots__ = ("busy", "changed", "limit", "realisers", "table")
+    __slots__ = ("busy", "changed", "fixed", "limit", "realisers", "table")
 
     def __init__(self, table: BindTable, limit: int) -> None:
         self.table = table
         self.limit = limit
         self.realisers: list[Realiser] = []
         self.busy = False
+        self.fixed = False
         self.changed = Signal()
 
     async def __aenter__(self) -> BindTable:
@@ -137,6 +138,8 @@ class Cell:
             after, path = await plan(before)
             if after is before:
                 return
+            if self.fixed:
+                raise OSError(EBUSY, "this namespace is fixed")
             if after.size > max(self.limit, before.size):
                 raise OSError(ENOSPC, f"the namespace holds more than {self.limit} names")
             async with self as now:
@@ -174,12 +177,20 @@ class Namespace:
         self.label = label
         self.born_ns = time.time_ns()
         self.dirs: WeakValueDictionary[int, NsDir] = WeakValueDictionary()
-        self.root: Node = PathDir(self, ())
         self._cell = Cell(table, limit)
+        self.root: Node = PathDir(self, ())
 
     @property
     def table(self) -> BindTable:
         return self._cell.table
+
+    @property
+    def fixed(self) -> bool:
+        return self._cell.fixed
+
+    def fix(self) -> None:
+        """Refuse every further change (EBUSY), so that a kernel may remember what is bound."""
+        self._cell.fixed = True
 
     @property
     def realisers(self) -> list[Realiser]:

@@ -20,6 +20,8 @@ from vfs.node import ROOT, Caller, DirEntry, Handle, Node, SetStat, Stat, StatFs
 
 MAX_NESTING = 8
 """How many namespaces a path may lead through (`ns/root` inside `ns/root`): ELOOP beyond."""
+NAME_SECONDS = 60.0
+"""How long a kernel may trust that a mountpoint of a fixed namespace is one."""
 _ID_BITS = (1 << 63) - 1
 _SPREAD = 0x9E3779B97F4A7C15  # odd, so that multiplying by it loses nothing; nested salts must not cancel out
 _READONLY = node_id("ns", "readonly")
@@ -33,6 +35,11 @@ class View(Protocol):
     """Names the view for ever; node ids derive from it."""
     born_ns: int
     dirs: "WeakValueDictionary[int, NsDir]"
+
+    @property
+    def fixed(self) -> bool:
+        """Whether its table changes no more."""
+        ...
 
     @property
     def table(self) -> BindTable: ...
@@ -367,13 +374,14 @@ class PathDir(NsDir):
     checks them has checked that member; the others are checked here, lest a union opens what a path had closed.
     """
 
-    __slots__ = ("_shown", "_table")
+    __slots__ = ("_shown", "_table", "name_seconds")
 
     def __init__(self, view: View, names: tuple[str, ...]) -> None:
         self.view = view
         self.names = names
         self.nesting = 0
         self.id = self.salt = path_id(view.label, names)
+        self.name_seconds = NAME_SECONDS if view.fixed else 0.0
         self._table: BindTable | None = None  # for which `_shown` holds
         self._shown: Sequence[Member] = ()
 

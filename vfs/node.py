@@ -231,6 +231,8 @@ class Node:
     """How long a kernel may trust this node's name and attributes. 0 for anything synthetic."""
     attribute_seconds = 0.0
     """How long it may trust the attributes where it may not trust the name; see `MOMENT`."""
+    name_seconds = 0.0
+    """How long it may trust the name where it may not trust the attributes."""
     unshared = False
     """True where a write may wait: FUSE gives each lookup its own inode, so that openers never share its lock."""
     allocates = False

@@ -96,6 +96,7 @@ class House:
         script = self.config.namespace.read_text() if self.config.namespace else init_script()
         admin = self.views.admin
         await run_script(script, admin.namespace, writer=admin.namespace, who=ROOT)
+        admin.namespace.fix()
         self.homes.shadowed = bool(admin.namespace.table.members("/home"))
         replay(self.service)
         await caps.recover(self.service.tasks)

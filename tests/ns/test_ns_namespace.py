@@ -857,3 +857,35 @@ def test_watchers_are_told_of_a_change():
 
     trio.run(main)
     assert told == [[("/n", (member("#x"),))]]
+
+
+def test_a_fixed_namespace_changes_no_more_and_its_forks_do():
+    ns = administrator(x={"f": b"x"})
+
+    async def main():
+        await bind(ns, "#x", "/a")
+        assert (await walk(ns.root, "/a", ROOT)).name_seconds == 0
+        ns.fix()
+        with refuses(EBUSY):
+            await bind(ns, "#x", "/b")
+        with refuses(EBUSY):
+            await unbind(ns, "/a")
+        assert await everything(ns.root) == {"a": {"f": b"x"}}
+        fork = ns.fork(Board(ns.devices.trees), label="fork")
+        await bind(fork, "#x", "/b")
+        assert await ls(fork) == ["a", "b"]
+        assert (await walk(fork.root, "/a", ROOT)).name_seconds == 0
+
+    trio.run(main)
+
+
+def test_only_a_fixed_namespace_lets_a_kernel_remember_its_mountpoints():
+    ns = administrator(x={"d": {}})
+
+    async def main():
+        await bind(ns, "#x", "/a")
+        ns.fix()
+        assert (await walk(ns.root, "/a", ROOT)).name_seconds > 0
+        assert (await walk(ns.root, "/a/d", ROOT)).name_seconds == 0
+
+    trio.run(main)

@@ -270,7 +270,8 @@ class Operations:
             inode.lookups += 1
             return inode.entry
         number = self._remember(parent, name, node)
-        entry = entry_out(st, number, node.id, 0 if node.unshared else node.cache_seconds, self._trusted(node, st))
+        named = 0 if node.unshared else node.cache_seconds or node.name_seconds
+        entry = entry_out(st, number, node.id, named, self._trusted(node, st))
         if type(st) is Stat and number == node.id:  # immutable: the same object will say the same
             inode = self.inodes[number]
             inode.st, inode.entry = st, entry
