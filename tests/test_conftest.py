@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import MARK, left_behind, mounts_below, processes_of
+
+from tests.conftest import MARK, left_behind, mounts_below, processes_of
 
 
 def test_a_process_that_is_left_is_seen_until_it_ends() -> None:
