@@ -73,3 +73,18 @@ need_wasi_programs() {
     rm -rf "$top"
     (cd "$programs" && sha256sum --check --quiet) <"$sums" || die "$package is not what it was"
 }
+
+# need_pi: the coding agent that tests of sessions run, with the Node that runs it, as its lock file pins them.
+need_pi() {
+    local from=tests/sessions/pi cache=${XDG_CACHE_HOME:-$HOME/.cache}/wanixfs/pi
+    if [ "$(uname -m)" != x86_64 ] || cmp -s "$from/package-lock.json" "$cache/made-for"; then
+        return
+    fi
+    need_packages npm=npm
+    echo "fetching the agent that sessions are tested with into $cache" >&2
+    mkdir -p "$cache"
+    cp "$from"/package*.json "$cache"
+    npm ci --prefix "$cache" --ignore-scripts --no-audit --no-fund --loglevel=error >&2
+    chmod -R a+rX "$cache/node_modules"
+    cp "$from/package-lock.json" "$cache/made-for"
+}
