@@ -19,14 +19,16 @@ log = structlog.get_logger("tasks")
 class Homes:
     """Homes below `root`, uids from `first` to `last`.
 
-    Without privilege every task runs as the server's own user; homes are separate all the same.
+    Without privilege every task runs as the server's own user; homes are separate all the same. `roots` tells whether
+    tasks have roots of their own.
     """
 
-    def __init__(self, root: Path, *, first: int, last: int, privileged: bool) -> None:
+    def __init__(self, root: Path, *, first: int, last: int, privileged: bool, roots: bool = True) -> None:
         self._root = root
         self._first = first
         self._count = last - first + 1
         self._privileged = privileged
+        self._roots = roots
         self._retired = root / "retired"
         self._sweeping = threading.Lock()
         root.mkdir(mode=0o711, parents=True, exist_ok=True)
@@ -40,9 +42,9 @@ class Homes:
     def inside(self, user: User) -> str:
         """Return where a task of `user` finds its home: at `/home/<user>`, or "/" where `shadowed` or not there.
 
-        Without privilege there are no roots of tasks' own, so it is where the host has it.
+        Where there are no roots of tasks' own, it is where the host has it.
         """
-        if not self._privileged:
+        if not self._roots:
             return str(self.path(user))
         return "/" if self.shadowed or not self.path(user).is_dir() else f"/home/{user.name}"
 

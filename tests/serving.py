@@ -50,7 +50,9 @@ class Served:
 
 
 @contextmanager
-def serving(top: Path, *options: str, mount: bool = True) -> Iterator[Served]:
+def serving(
+    top: Path, *options: str, mount: bool = True, command: Sequence[str | os.PathLike[str]] = WANIXFS
+) -> Iterator[Served]:
     """Serve below `top` until the block ends, then stop the server and expect it to leave in order.
 
     If the test has killed it by then, everything is left for the next server over the same `top`.
@@ -64,8 +66,9 @@ def serving(top: Path, *options: str, mount: bool = True) -> Iterator[Served]:
     ready_name = f"ready-{os.urandom(4).hex()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready, (top / "log").open("wb") as log:
         ready.bind(f"{top}/{ready_name}")
+        os.chmod(f"{top}/{ready_name}", 0o777)
         environment = os.environ | {"NOTIFY_SOCKET": f"{top}/{ready_name}", "PYTHONPATH": str(ROOT)}
-        process = subprocess.Popen((*WANIXFS, *words), env=environment, stdin=subprocess.DEVNULL, stderr=log)
+        process = subprocess.Popen((*command, *words), env=environment, stdin=subprocess.DEVNULL, stderr=log)
         killed = False
         try:
             wait_ready(process, ready, top / "log")

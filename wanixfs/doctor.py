@@ -57,7 +57,8 @@ def check_user(uid: int) -> Finding:
     return Finding(
         name="user",
         state=State.LIMITED,
-        detail=f"uid {uid}: every task runs as you",
+        detail=f"uid {uid}: all tasks run as you, with your groups, in one user namespace: no uid of their own, no"
+        " memory, process or processor limits unless cgroups are delegated, no quota, no devices, no bind -i",
         remedy="run the server as root for a user per task",
     )
 

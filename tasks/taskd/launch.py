@@ -12,11 +12,12 @@ import os
 import resource
 import select
 import signal
+import struct
 import termios
-from collections.abc import Sequence
-from errno import EACCES, EINVAL, EIO, ENOENT, ENOTDIR, EPERM
+from collections.abc import Callable, Sequence
+from errno import EACCES, EINVAL, EIO, ENOENT, ENOTDIR
 
-from tasks.taskd import relay, root, syscalls
+from tasks.taskd import privilege, relay, root, syscalls
 from tasks.taskd.processes import join
 from tasks.taskd.protocol import Message, integer, table, text, texts
 from tasks.taskd.stocks import Stocks
@@ -117,6 +118,7 @@ class Surroundings:
         """The first ends with the supervisor, who alone has the other."""
         self.pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY)
         self.open_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+        privilege.one_user()
 
 
 def spawn(spec: Spec, given: dict[int, int], terminal: int, around: Surroundings) -> tuple[int, int, int]:
@@ -125,32 +127,73 @@ def spawn(spec: Spec, given: dict[int, int], terminal: int, around: Surroundings
     `given` maps its descriptor numbers to open descriptors, `terminal` is the slave side of its terminal or -1.
     The status pipe ends without a byte once exec succeeded; otherwise it holds what `failure` reads.
     """
+    status, report = os.pipe()
+    os.set_blocking(status, False)
+
+    def births(flags: int) -> tuple[int, int]:
+        init, ready = _spawn_init(around) if spec.plan else (0, -1)
+        try:
+            main = syscalls.clone3(flags, cgroup=spec.cgroup)
+            if main == 0:
+                _child(spec, given, terminal, around, ready, report)
+        except OSError:
+            if init:
+                os.kill(init, signal.SIGKILL)
+            raise
+        finally:
+            if ready >= 0:
+                os.close(ready)
+        return main, init
+
     unblocked = syscalls.set_signal_mask(syscalls.ALL_SIGNALS)
-    init, ready, status, report = 0, -1, -1, -1
     try:
         if spec.plan:
             spec.plan.stock.look()
-            init, ready = _spawn_init(around)
-        status, report = os.pipe()  # only now: pid 1 must not have it
-        os.set_blocking(status, False)
-        main = syscalls.clone3(0, cgroup=spec.cgroup)
-        if main == 0:
-            _child(spec, given, terminal, around, ready, report)
+            main, init = _in_other_pids(births, around)
+        else:
+            main, init = births(0)
     except OSError:
-        if status >= 0:
-            os.close(status)
-        if init:
-            os.kill(init, signal.SIGKILL)
+        os.close(status)
         raise
     finally:
-        for fd in (ready, report):
-            if fd >= 0:
-                os.close(fd)
+        os.close(report)
         if spec.plan:
             spec.plan.stock.unclasp()
-            syscalls.setns(around.pid_namespace, syscalls.CLONE_NEWPID)
         syscalls.set_signal_mask(unblocked)
     return main, init, status
+
+
+def _in_other_pids(births: Callable[[int], tuple[int, int]], around: Surroundings) -> tuple[int, int]:
+    """Return what `births` does, which makes children of ours, by clone3 with these flags, in another pid namespace.
+
+    A plain user's supervisor could not come back to its own, so there a child goes, and makes siblings.
+    """
+    if not privilege.one_user():
+        try:
+            return births(0)
+        finally:
+            syscalls.setns(around.pid_namespace, syscalls.CLONE_NEWPID)
+    told, tell = os.pipe()
+    with open(told, "rb") as said:
+        try:
+            child = syscalls.clone3(0)
+            if child == 0:
+                try:
+                    gc.disable()
+                    os.write(tell, struct.pack("=bii", 1, *births(syscalls.CLONE_PARENT)))
+                except BaseException as error:
+                    os.write(tell, bytes(1))
+                    _report(tell, error)
+                finally:
+                    os._exit(0)
+        finally:
+            os.close(tell)
+        outcome = said.read()
+    os.waitpid(child, 0)
+    if not outcome[:1] == b"\1":
+        raise failure(outcome[1:])
+    _, first, second = struct.unpack("=bii", outcome)
+    return first, second
 
 
 def graft(plan: root.Plan, main: int, around: Surroundings) -> tuple[int, int]:
@@ -162,9 +205,10 @@ def graft(plan: root.Plan, main: int, around: Surroundings) -> tuple[int, int]:
     status, report = os.pipe()
     os.set_blocking(status, False)
     unblocked = syscalls.set_signal_mask(syscalls.ALL_SIGNALS)
-    try:
+
+    def births(flags: int) -> tuple[int, int]:
         syscalls.setns(task, syscalls.CLONE_NEWPID)
-        child = syscalls.clone3(syscalls.CLONE_NEWNS)
+        child = syscalls.clone3(flags | syscalls.CLONE_NEWNS)
         if child == 0:
             try:
                 gc.disable()
@@ -175,13 +219,16 @@ def graft(plan: root.Plan, main: int, around: Surroundings) -> tuple[int, int]:
                 _report(report, error)
             finally:
                 os._exit(0)
+        return child, 0
+
+    try:
+        child, _ = _in_other_pids(births, around)
     except OSError:
         os.close(status)
         raise
     finally:
         os.close(report)
         os.close(task)
-        syscalls.setns(around.pid_namespace, syscalls.CLONE_NEWPID)
         syscalls.set_signal_mask(unblocked)
     return child, status
 
@@ -267,7 +314,7 @@ def _become(spec: Spec, given: dict[int, int], terminal: int, around: Surroundin
     os.umask(0o022)
     if spec.chroot:
         os.chroot(spec.chroot)
-    _become_user(spec)
+    privilege.become(spec.uid, spec.gid)
     if not spec.plan:
         # Kept across exec: all that the task leaves behind stays below its main process, where it can be found.
         syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
@@ -277,18 +324,6 @@ def _become(spec: Spec, given: dict[int, int], terminal: int, around: Surroundin
         syscalls.seccomp(spec.seccomp)
     syscalls.set_signal_mask(syscalls.NO_SIGNALS)
     _exec(spec.argv, spec.env)
-
-
-def _become_user(spec: Spec) -> None:
-    if os.geteuid() == 0:
-        os.setgroups([])
-        os.setresgid(spec.gid, spec.gid, spec.gid)
-        if spec.uid == 0:
-            syscalls.drop_capabilities()  # others lose theirs with the uid
-        os.setresuid(spec.uid, spec.uid, spec.uid)
-    elif (spec.uid, spec.gid) != (os.geteuid(), os.getegid()):
-        raise OSError(EPERM, "only root starts tasks of other users")
-    syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)  # no exec gains a capability, so the bounding set needs no care
 
 
 def _enter(directory: str) -> None:

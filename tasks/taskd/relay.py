@@ -18,7 +18,7 @@ import struct
 from collections.abc import Sequence
 from errno import EINVAL
 
-from tasks.taskd import processes, syscalls
+from tasks.taskd import privilege, processes, syscalls
 from tasks.taskd.protocol import Message, ancillary, integer, received_fds, text
 
 MAX_ALLOWED = 64
@@ -119,13 +119,7 @@ def _become_relay(allowed: Sequence[Allowed], uid: int, gid: int, join: Sequence
     os.closerange(len(kept), 1 << 30)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.chdir("/")
-    if os.geteuid() == 0:
-        os.setgroups([])
-        os.setresgid(gid, gid, gid)
-        if uid == 0:
-            syscalls.drop_capabilities()
-        os.setresuid(uid, uid, uid)
-    syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+    privilege.become(uid, gid)
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     _die_with(4)
     syscalls.set_signal_mask(syscalls.NO_SIGNALS)

@@ -343,13 +343,16 @@ class Proc(Step):
         super().__init__(at, message)
         self._masks = [Mask(f"{at}/{name}", {}) for name in HIDDEN_PROC] if message.get("guarded") else []
 
+    def prepare(self, view: View, terminal: int) -> None:
+        # A user namespace lets mount one only where one is to be seen; and pid 1, which sees the host, is not to be.
+        self._proc = syscalls.new_mount("proc", PLAIN | MOUNT_ATTR_NOEXEC, hidepid="ptraceable")
+
     def make(self, store: Store) -> None:
         for mask in self._masks:
             mask.make(store)
 
     def attach(self, root: Root) -> None:
-        proc = syscalls.new_mount("proc", PLAIN | MOUNT_ATTR_NOEXEC, hidepid="ptraceable")  # pid 1 sees the host
-        root.attach(proc, self.at, directory=True)
+        root.attach(self._proc, self.at, directory=True)
         if not self._masks:
             return
         for mask in self._masks:

@@ -86,6 +86,11 @@ class UidRange(click.ParamType[tuple[int, int]]):
     show_default=True,
     help="Uids for tasks.",
 )
+@click.option(
+    "--user-namespace/--no-user-namespace",
+    default=None,
+    help="As a plain user, isolate tasks in a user namespace: on unless --mount is given, which it would hide.",
+)
 @click.pass_obj
 def serve(
     target: Target,
@@ -104,6 +109,7 @@ def serve(
     grace: float,
     spool_limit: int,
     uids: tuple[int, int],
+    user_namespace: bool | None,
 ) -> None:
     """Serve the tree.
 
@@ -111,6 +117,7 @@ def serve(
     """
     log_to_stderr()  # before what it configures is imported, which may bind its logger there and then
     from wanixfs.program import serve as serve_tree  # the one command that needs the whole house
+    from wanixfs.userns import enter as enter_user_namespace
 
     state = (state or default_state(os.environ, os.geteuid())).absolute()
     try:
@@ -135,6 +142,13 @@ def serve(
         )
     except ConfigError as error:
         raise Failure(str(error), 2) from error
+    if user_namespace is None:
+        user_namespace = mount is None and os.geteuid() != 0
+    if user_namespace and os.geteuid() != 0:
+        try:
+            enter_user_namespace(state)
+        except OSError as error:
+            structlog.get_logger("wanixfs").warning("tasks are not isolated", reason=error.strerror)
     trio.run(serve_tree, config)
 
 

@@ -26,7 +26,7 @@ def ensure(state: Path) -> bool:
     The caller holds the state directory's lock. EIO with the reason when it can't be started.
     """
     try:
-        _connect(state).close()
+        dial(state).close()
     except (FileNotFoundError, ConnectionRefusedError):
         pass
     else:
@@ -39,7 +39,8 @@ def ensure(state: Path) -> bool:
     return True
 
 
-def _connect(state: Path) -> socket.socket:
+def dial(state: Path) -> socket.socket:
+    """Connect to the socket of a state directory's supervisor. ENOENT or ECONNREFUSED where none runs."""
     directory = os.open(state, os.O_PATH | os.O_DIRECTORY)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
@@ -194,7 +195,7 @@ async def connect(
 
     ENOENT or ECONNREFUSED where none runs; EPROTO if it is another version's.
     """
-    async with conversation(PacketChannel(_connect(state)), on_event=on_event, on_lost=on_lost) as client:
+    async with conversation(PacketChannel(dial(state)), on_event=on_event, on_lost=on_lost) as client:
         hello = await client.call("hello", version=VERSION)
         assert isinstance(hello["pid"], int) and isinstance(hello["held"], list)
         client.pid = hello["pid"]

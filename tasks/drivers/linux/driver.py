@@ -1,9 +1,10 @@
 """Tasks that are processes of this machine.
 
-As root each task has its namespace as its root, its own pid, ipc and network
-namespaces, and a cgroup. Without root it is a process tree in the host's own
-root, paused by signals and limited by nothing but `nice`; if the supervisor is
-killed, only main processes are sure to die with it.
+As root, if only of a user namespace, each task has its namespace as its root,
+its own pid, ipc and network namespaces, and a cgroup. Without root it is a
+process tree in the host's own root, paused by signals and limited by nothing
+but `nice`; if the supervisor is killed, only main processes are sure to die
+with it.
 """
 
 import hashlib

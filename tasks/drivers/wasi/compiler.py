@@ -16,7 +16,7 @@ import wasmtime
 
 from tasks.drivers.wasi.abi import MODULE, SIGNATURES
 from tasks.drivers.wasi.engine import new_engine
-from tasks.taskd import syscalls
+from tasks.taskd import privilege, syscalls
 
 NOBODY = 65534
 MAX_MEMORY = 4 << 30
@@ -28,11 +28,8 @@ def give_up_privileges() -> None:
     """Become nobody, whom nobody's other processes can't look into."""
     resource.setrlimit(resource.RLIMIT_DATA, (MAX_MEMORY, MAX_MEMORY))
     resource.setrlimit(resource.RLIMIT_CPU, (MAX_SECONDS, MAX_SECONDS))
-    if os.geteuid() == 0:
-        os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
-    syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+    nobody = os.geteuid() == 0 and not privilege.one_user()
+    privilege.become(*((NOBODY, NOBODY) if nobody else (os.geteuid(), os.getegid())))
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 9)
 

@@ -16,7 +16,7 @@ import termios
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from errno import EINVAL, EIO, ENOEXEC, ENOMEM, EPERM, ESTALE
+from errno import EINVAL, EIO, ENOEXEC, ENOMEM, ESTALE
 from typing import NoReturn
 
 import wasmtime
@@ -25,7 +25,7 @@ from tasks.drivers.wasi.client import Client
 from tasks.drivers.wasi.engine import new_engine
 from tasks.drivers.wasi.names import ERROR, ROOT
 from tasks.drivers.wasi.preview1 import PREOPENED, Preview1
-from tasks.taskd import syscalls
+from tasks.taskd import privilege, syscalls
 from tasks.taskd.processes import join
 from tasks.taskd.protocol import Message, integer, table, text, texts
 
@@ -125,14 +125,7 @@ def _give_up(message: Message, empty: int) -> None:
     if os.geteuid() == 0:
         os.fchdir(empty)
         os.chroot(".")
-        os.setgroups([])
-        os.setresgid(gid, gid, gid)
-        if uid == 0:
-            syscalls.drop_capabilities()
-        os.setresuid(uid, uid, uid)
-    elif (uid, gid) != (os.geteuid(), os.getegid()):
-        raise OSError(EPERM, "only root starts tasks of other users")
-    syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+    privilege.become(uid, gid)
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # nobody's other tasks look into it
     if code := bytes.fromhex(text(message, "seccomp", 1 << 16, "")):
         syscalls.seccomp(code)

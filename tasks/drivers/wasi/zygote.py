@@ -14,13 +14,14 @@ from errno import EPROTO
 sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))))
 
 from tasks.drivers.wasi import runner
-from tasks.taskd import syscalls
+from tasks.taskd import privilege, syscalls
 from tasks.taskd.protocol import FDS_SPACE, MAX_PACKET, Message, encode, integer, received_fds, text, unpack
 from tasks.taskd.zygote import SOCKET_NUMBER
 
 
 def serve(sock: socket.socket) -> None:
     """Fork on request until the supervisor is gone."""
+    privilege.one_user()
     around = runner.surroundings(os.pidfd_open(os.getppid()), _empty_directory())
     gc.collect()
     gc.freeze()  # stays shared with the tasks
