@@ -111,3 +111,13 @@ def test_examination_of_this_machine_covers_every_check(tmp_path: Path) -> None:
     names = [finding.name for finding in doctor.examine(f"unix!{tmp_path}/none", tmp_path)]
     checks = [name.removeprefix("check_") for name in vars(doctor) if name.startswith("check_")]
     assert sorted(names) == sorted(checks)
+
+
+def test_wasi_needs_a_compiler_that_works(tmp_path: Path) -> None:
+    assert doctor.check_wasi().state is State.OK
+    broken = tmp_path / "compiler.py"
+    broken.write_text("import no_such_engine")
+    finding = doctor.check_wasi(broken)
+    assert finding.state is State.MISSING and "no_such_engine" in finding.detail
+    broken.write_text("import os; os.kill(os.getpid(), 9)")
+    assert "-9" in doctor.check_wasi(broken).detail

@@ -66,3 +66,8 @@ def test_examples_say_how_they_are_used(tree: Path) -> None:
         assert done.returncode != 0
         assert f"usage: {script.name} DIR" in done.stderr
     assert run(sys.executable, EXAMPLES / "poke.py", status=1) == []
+
+
+def test_wasi_module_writes_in_capitals_what_a_linux_task_prints(tree: Path) -> None:
+    names = run(sys.executable, EXAMPLES / "wasi.py", tree)
+    assert names == [name.upper() for name in run("ls", "/usr/bin")]

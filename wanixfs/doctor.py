@@ -11,14 +11,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from errno import ENOSYS
+from importlib.metadata import version
 from pathlib import Path
 
+from tasks.drivers.wasi.modules import COMPILER
 from vfs.ninep import address as addresses
 
 PROBE_SECONDS = 10.0
 PASSTHROUGH_SINCE = (6, 9)
 SYSCALLS = {"open_tree": 428, "move_mount": 429, "pidfd_open": 434, "clone3": 435, "openat2": 437, "mount_setattr": 442}
 """Linux syscall numbers (the same on every architecture since 5.1)."""
+SMALLEST_MODULE = bytes.fromhex("0061736d01000000 010401600000 03020100 070a01065f73746172740000 0a040102000b")
+"""A WebAssembly module whose function _start returns."""
 CONTROLLERS = ("memory", "pids", "cpu")
 
 
@@ -85,8 +89,8 @@ def check_fuse(uid: int, device: str = "/dev/fuse") -> Finding:
 
 def check_passthrough(uid: int, release: str) -> Finding:
     match = re.match(r"(\d+)\.(\d+)", release)
-    version = (int(match[1]), int(match[2])) if match else (0, 0)
-    if uid == 0 and version >= PASSTHROUGH_SINCE:
+    linux = (int(match[1]), int(match[2])) if match else (0, 0)
+    if uid == 0 and linux >= PASSTHROUGH_SINCE:
         return ok("passthrough", f"Linux {release}: the kernel reads and writes host files itself")
     why = f"Linux {release} is older than {PASSTHROUGH_SINCE[0]}.{PASSTHROUGH_SINCE[1]}" if uid == 0 else "not root"
     return Finding(name="passthrough", state=State.LIMITED, detail=f"{why}: data of host files goes through the server")
@@ -171,6 +175,20 @@ def check_seccomp(actions: str = "/proc/sys/kernel/seccomp/actions_avail") -> Fi
     return Finding(name="seccomp", state=State.LIMITED, detail="no syscall filters: tasks are isolated less")
 
 
+def check_wasi(compiler: Path = COMPILER) -> Finding:
+    """Compile the smallest program there is, as the server would."""
+    command = [sys.executable, "-I", compiler]
+    try:
+        done = subprocess.run(command, input=SMALLEST_MODULE, capture_output=True, timeout=PROBE_SECONDS, check=False)
+        said = done.stderr.decode(errors="replace").strip() or f"the compiler ended with {done.returncode}"
+        if done.returncode == 0:
+            return ok("wasi", f"wasmtime {version('wasmtime')} compiles modules")
+    except (OSError, subprocess.TimeoutExpired) as error:
+        said = str(error)
+    remedy = f"{sys.executable} -m pip install --upgrade wanixfs (or the wasmtime it names, for this processor)"
+    return Finding(name="wasi", state=State.MISSING, detail=f"{said.splitlines()[-1]}: no WASI tasks", remedy=remedy)
+
+
 def check_state(state: Path) -> Finding:
     """Find out whether the state directory can be made and written, without making it."""
     there = next(path for path in (state, *state.parents) if path.exists())
@@ -214,6 +232,7 @@ def examine(address: str, state: Path) -> list[Finding]:
         check_namespaces(uid),
         check_cgroups(),
         check_seccomp(),
+        check_wasi(),
         check_server(address),
     ]
 

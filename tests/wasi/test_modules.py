@@ -11,7 +11,7 @@ import pytest
 import trio
 import wasmtime
 
-from tasks.drivers.wasi import compiler, modules
+from tasks.drivers.wasi import modules
 from tasks.drivers.wasi.modules import Modules
 from tests.drivers.recorder import alive, until
 from vfs.node import Handle
@@ -118,7 +118,7 @@ def test_compiler_outlives_idle_threads_but_not_its_caller(tmp_path: Path, monke
         f"open({str(pid)!r}, 'w').write(str(os.getpid()))\n"
         f"print(open({str(go)!r}).read(), end='')\n"
     )
-    monkeypatch.setattr(compiler, "__file__", str(program))
+    monkeypatch.setattr(modules, "COMPILER", program)
     source = tmp_path / "a.wasm"
     source.write_bytes(module(1))
     threads = threading.active_count()
@@ -149,7 +149,7 @@ def test_compiler_that_is_killed_is_an_error_and_leaves_nothing(
 ) -> None:
     program = tmp_path / "compiler.py"
     program.write_text("import os; os.kill(os.getpid(), 9)")
-    monkeypatch.setattr(compiler, "__file__", str(program))
+    monkeypatch.setattr(modules, "COMPILER", program)
 
     async def main() -> None:
         source = tmp_path / "a.wasm"

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from errno import EACCES, ENOENT, ENOEXEC, ENOMEM, ENOTSUP
 from pathlib import Path
@@ -338,3 +340,8 @@ def test_task_and_its_host_files_outlive_the_server_but_not_its_tree(tmp_path: P
             assert (second.tmp / "new").read_bytes() == b"kept"
 
     trio.run(main)
+
+
+def test_server_does_without_the_engine() -> None:
+    loaded = "import sys, wanixfs.program; sys.exit('wasmtime' in sys.modules)"
+    subprocess.run([sys.executable, "-c", loaded], check=True, cwd=Path(__file__).parents[2])

@@ -20,7 +20,6 @@ from ns.namespace import Namespace
 from tasks.drivers.base import Exit, Launch, Limits, Listener
 from tasks.drivers.linux.driver import LinuxDriver, Warm
 from tasks.drivers.linux.seccomp import filter_program
-from tasks.drivers.wasi import zygote
 from tasks.drivers.wasi.modules import Modules
 from tasks.drivers.wasi.names import ERROR, ROOT
 from tasks.sniff import open_program
@@ -29,7 +28,7 @@ from vfs.ninep.peer import PeerCred
 from vfs.ninep.server import Server
 from vfs.node import Caller, Node, no_entry
 
-PROGRAM = (sys.executable, "-I", zygote.__file__)
+PROGRAM = (sys.executable, "-I", str(Path(__file__).with_name("zygote.py")))
 OVERHEAD = 64 << 20
 """Bytes that a runner may need beside the module's memory, at most: the task's group is limited to both together."""
 MAX_ERROR = 64 << 10

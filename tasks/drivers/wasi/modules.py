@@ -19,13 +19,14 @@ from typing import NamedTuple
 
 import trio
 
-from tasks.drivers.wasi import compiler
 from vfs.node import Handle
 
 MAX_MODULE = 128 << 20
 MAX_SAID = 64 << 10
 KEPT_BYTES = 1 << 30
 KNOWN_FILES = 1024
+COMPILER = Path(__file__).with_name("compiler.py")
+"""A program, not to be imported: the server does without the engine."""
 SETTLED_NS = 2_000_000_000
 """How long ago a file must have changed for a further change to show in its times: their grain is milliseconds."""
 MAGIC, MODULE_VERSION, COMPONENT_LAYER = b"\0asm", b"\1\0\0\0", b"\1\0"
@@ -136,7 +137,7 @@ async def _run_compiler(source: int, output: int) -> tuple[int, str]:
     It dies with the thread that started it, so that must be this one, not a worker that leaves when it is idle.
     """
     with tempfile.TemporaryFile() as errors:
-        command = [sys.executable, "-I", compiler.__file__]
+        command = [sys.executable, "-I", COMPILER]
         with subprocess.Popen(command, stdin=source, stdout=output, stderr=errors) as process:
             pidfd = os.pidfd_open(process.pid)
             try:
