@@ -177,7 +177,7 @@ def check_seccomp(actions: str = "/proc/sys/kernel/seccomp/actions_avail") -> Fi
 
 def check_wasi(compiler: Path = COMPILER) -> Finding:
     """Compile the smallest program there is, as the server would."""
-    command = [sys.executable, "-I", compiler]
+    command = [sys.executable, "-I", str(compiler)]
     try:
         done = subprocess.run(command, input=SMALLEST_MODULE, capture_output=True, timeout=PROBE_SECONDS, check=False)
         said = done.stderr.decode(errors="replace").strip() or f"the compiler ended with {done.returncode}"

@@ -137,7 +137,7 @@ async def _run_compiler(source: int, output: int) -> tuple[int, str]:
     It dies with the thread that started it, so that must be this one, not a worker that leaves when it is idle.
     """
     with tempfile.TemporaryFile() as errors:
-        command = [sys.executable, "-I", COMPILER]
+        command = [sys.executable, "-I", str(COMPILER)]
         with subprocess.Popen(command, stdin=source, stdout=output, stderr=errors) as process:
             pidfd = os.pidfd_open(process.pid)
             try:
