@@ -10,6 +10,7 @@ from uuid import uuid4
 import structlog
 
 from tasks.model import User
+from tasks.quotas import Quotas
 from vfs.host import HostTree
 from vfs.node import Node
 
@@ -36,6 +37,8 @@ class Homes:
         self.shadowed = False
         """Whether something else is bound at `/home`."""
         self._taken: set[int] = set()
+        self.quotas = Quotas(root.with_name(f"{root.name}.quotas"))
+        self.quotas.resume(root)
         self.sweep()
         self._taken = {entry.stat().st_uid for entry in os.scandir(root)} | self._retired_uids()
 
@@ -78,6 +81,14 @@ class Homes:
                 return uid
         raise OSError(ENOSPC, "every uid of the range still has a home")
 
+    def limit(self, user: User, size: int) -> None:
+        """Hold the home of `user`, made by `new` and empty, to a size. Blocks; errors are those of `Quotas.limit`."""
+        self.quotas.limit(self.path(user), size, user.uid, user.gid)
+
+    def suspend(self) -> None:
+        """Leave no mount behind, until the next server."""
+        self.quotas.suspend(self._root)
+
     def exists(self, home: str) -> bool:
         """Tell whether `new` has made this home, which is named as its user says it."""
         return (self._root / home).exists()
@@ -85,6 +96,7 @@ class Homes:
     def remove(self, home: str) -> None:
         """Take a home made by `new` away. It is deleted, and its uid given again, by a later `sweep`."""
         path = self._root / home
+        self.quotas.drop(path)
         path.rename(self._retired / f"{path.stat().st_uid}-{uuid4().hex}")
 
     def sweep(self) -> None:

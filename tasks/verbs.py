@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from errno import ENOTSUP, EPERM
 
+import trio
+
 from tasks import values
 from tasks.allowed import allowed
 from tasks.model import TYPES, Limits
@@ -13,6 +15,7 @@ from tasks.task import Task
 from tasks.terminal import Terminal
 from tasks.view import View
 from vfs.control import Verb, usage
+from vfs.inline import park
 
 MAX_ALIAS = 64
 MAX_LABELS = 64
@@ -196,10 +199,15 @@ class TaskVerbs:
                 raise OSError(EPERM, "a task gives no network that it does not have")
         self._service.configure(self._task, "net", net=net)
 
-    def quota(self, size: str) -> None:
+    async def quota(self, size: str) -> None:
         """largest size of the home, where the host can hold it to that"""
-        values.size(size)
-        raise OSError(ENOTSUP, "homes have no quota on this machine")
+        task, number = self._task, values.size(size)
+        task.check_configurable()
+        if task.spec.user.home != str(task.id):
+            raise OSError(ENOTSUP, "the home was not made for this task")
+        await park()
+        await trio.to_thread.run_sync(self._service.homes.limit, task.spec.user, number)
+        self._service.configure(task, "quota", quota=number)
 
     @usage("pty [ROWSxCOLS]")
     def pty(self, size: str = "24x80") -> None:

@@ -101,6 +101,7 @@ async def _serve(config: Config) -> bool:
                 return True
             notify("STOPPING=1")
             await driver.quit()
+            house.homes.suspend()
     return False
 
 
