@@ -38,13 +38,13 @@ class Server(NamedTuple):
 
 
 @contextmanager
-def serving() -> Iterator[Server]:
-    """Serve in a temporary directory until the block ends; nothing is left."""
+def serving(*options: str) -> Iterator[Server]:
+    """Serve with further `options` in a temporary directory until the block ends; nothing is left."""
     top = Path(tempfile.mkdtemp(prefix="wanixfs-bench-"))
     top.chmod(0o755)
     server = Server(0, top / "mnt", f"unix!{top}/9p", top / "state")
     command = [sys.executable, "-m", "wanixfs.cli", "serve", "--state", str(server.state)]
-    command += ["--listen", server.address, "--mount", str(server.mount)]
+    command += ["--listen", server.address, "--mount", str(server.mount), *options]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready, (top / "log").open("wb") as log:
         ready.bind(f"{top}/ready")
         environment = os.environ | {"NOTIFY_SOCKET": f"{top}/ready", "PYTHONPATH": str(ROOT)}

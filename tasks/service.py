@@ -102,6 +102,8 @@ class TaskService:
         self.child_exits = Signal()
         self.untold: dict[int, dict[int, Task]] = {}
         self.on_removed: list[Callable[[Task], None]] = []
+        self.on_lost: list[Callable[[str], None]] = []
+        """Called with the reason before the tasks of a lost supervisor count as ended."""
         self.fork = fork
         self._sniff = sniff
         self._nursery: trio.Nursery | None = None
@@ -700,6 +702,8 @@ class TaskService:
                 record.reason, record.error = "trap", str(detail["error"])
 
     def lost(self, reason: str) -> None:
+        for told in self.on_lost:
+            told(reason)
         for task in list(self.tasks.values()):
             if task.state.live:
                 self.end(task, Exit(128 + signal.SIGKILL, reason))

@@ -23,6 +23,7 @@ from tasks.drivers.vm.driver import VmDriver
 from tasks.drivers.vm.kernel import default_cache
 from tasks.drivers.vm.qemu import Qemu
 from tasks.drivers.wasi.driver import WasiDriver
+from tasks.recovery import LOST
 from vfs.fuse.devfuse import Mount, mounted, unmount
 from vfs.ninep import address
 from vfs.ninep.server import Server
@@ -67,7 +68,7 @@ def locked(state: Path) -> Iterator[None]:
 
 
 async def _serve(config: Config) -> bool:
-    """Serve until a signal; returns whether it asked for a new server."""
+    """Serve until a signal, or the loss of the supervisor; returns whether a new server is wanted."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with opened(config) as (house, driver), AsyncExitStack() as stack:
             token = config.token or _token(config.state / "token")
@@ -81,6 +82,15 @@ async def _serve(config: Config) -> bool:
                 forgetting = Forgetting(house, mount)
                 house.service.on_removed.append(forgetting.removed)
                 nursery.start_soon(forgetting.run)
+            lost = trio.Event()
+
+            def replace_us(reason: str) -> None:
+                if reason == LOST:  # and not that another server has taken over
+                    house.sessions.halt()  # what its tasks were at is the next server's to see
+                    lost.set()
+                    os.kill(os.getpid(), signal.SIGHUP)
+
+            house.service.on_lost.append(replace_us)
             keeper = await stack.enter_async_context(trio.open_nursery())
             stack.callback(house.sessions.halt)
             await keeper.start(house.sessions.run)
@@ -97,7 +107,7 @@ async def _serve(config: Config) -> bool:
                 notify("RELOADING=1")
                 await house.service.settle()
                 if mount is not None:
-                    mount.keep = True
+                    mount.keep = not lost.is_set()  # nobody else holds it now
                 return True
             notify("STOPPING=1")
             await driver.quit()

@@ -153,8 +153,10 @@ class Live:
         try:
             await (self._run_commands() if self.record.spec.run else self._keep_agent())
         except Exception as error:  # the boundary: one session's trouble ends no other
-            errno_of(error, f"session {self.id}")
-            self._fail(str(error) or type(error).__name__)
+            cause: BaseException = error
+            while isinstance(cause, BaseExceptionGroup):
+                cause = cause.exceptions[0]
+            self._fail(str(cause) or type(cause).__name__, errno_of(cause, f"session {self.id}"))
 
     def _fail(self, why: str, errno: int = EIO) -> None:
         self.errno = errno
