@@ -410,6 +410,10 @@ class PathDir(NsDir):
         time = self.view.born_ns
         return Stat(statmod.S_IFDIR | 0o755, self.id, 2, st_atime_ns=time, st_mtime_ns=time, st_ctime_ns=time)
 
+    def host_path(self) -> str | None:
+        bound = self._place().members
+        return bound[0].node.host_path() if len(bound) == 1 and bound[0].node else None
+
 
 class TreeDir(NsDir):
     """A directory inside one bound tree; made by `tree_dir`."""
@@ -434,6 +438,9 @@ class TreeDir(NsDir):
 
     async def stat(self) -> StatResult:
         return await _node(self.member).stat()
+
+    def host_path(self) -> str | None:
+        return _node(self.member).host_path()
 
 
 @lru_cache(maxsize=1 << 14)

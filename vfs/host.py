@@ -248,6 +248,9 @@ class HostNode(Node):
         """Return a path that leads to exactly this file, for calls that take no O_PATH descriptor."""
         return f"/proc/self/fd/{self.fd()}"
 
+    def host_path(self) -> str:
+        return self._proc()
+
     def _child(self, name: str, st: os.stat_result, fd: int = -1) -> "HostNode":
         """Return the one node of an inode just seen at `name`; takes over the O_PATH descriptor `fd`."""
         id = self.tree.id_of(st)

@@ -253,6 +253,13 @@ class Node:
     def unwatch(self, watcher: "Watcher") -> None:
         """Tell `watcher` no more."""
 
+    def host_path(self) -> str | None:
+        """Return a path that leads, until the next call on any node, to the directory of this host that this one is.
+
+        None if it is none, or more than one: then nobody but the server changes it, or nobody can tell.
+        """
+        return None
+
     async def setstat(self, change: SetStat, who: Caller) -> None:
         """Change attributes. EPERM by default."""
         raise OSError(EPERM, "attributes are fixed")

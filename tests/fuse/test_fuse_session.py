@@ -186,7 +186,7 @@ def test_init_agrees_on_what_both_can(memory: MemoryTree):
     assert (major, minor, readahead, max_write, gran, pages, depth) == (7, 45, 131072, 1 << 20, 1, 256, 0)
     assert flags & (1 << 30)
     assert not flags & (1 << 1), "locks are the kernel's own unless a table is given"
-    assert flags2 == (1 << 39 | 1 << 38) >> 32, "no passthrough without a transport that has it"
+    assert flags2 == (1 << 39 | 1 << 38 | 1 << 35) >> 32, "no passthrough without a transport that has it"
 
 
 def test_init_with_locks_and_passthrough_asks_for_them(memory: MemoryTree):

@@ -20,6 +20,7 @@ from struct import Struct
 import trio
 
 from vfs.errors import log
+from vfs.fuse.changes import Changes
 from vfs.fuse.idle import Idle
 from vfs.fuse.journal import Journal
 from vfs.fuse.messages import MAX_IO, OUT_HEADER
@@ -257,6 +258,10 @@ class Mount:
         """Make the kernel look names up again, each given as the id of its directory and the name."""
         await self._tell([self.session.stale_entry(parent, name) for parent, name in entries])
 
+    async def expired(self, entries: Iterable[tuple[int, str]]) -> None:
+        """Make the kernel ask before it uses names again, each given with the nodeid of its directory."""
+        await self._tell([self.session.expired_entry(nodeid, name) for nodeid, name in entries])
+
     async def _tell(self, messages: Sequence[bytes]) -> None:
         # In a thread: the kernel may hold it until a request is answered, which takes the thread we are in.
         await trio.to_thread.run_sync(_send_all, self.fd, messages, abandon_on_cancel=True)
@@ -289,13 +294,15 @@ async def mounted(
     if fd is None and journal is not None:
         journal.unlink(missing_ok=True)
     book = Journal(journal) if journal is not None else None
+    changes = Changes()
     try:
         fuse = mount(path, allow_other=allow_other) if fd is None else fd
         try:
-            session = Session(root, views=views, journal=book, locks=locks, stack_depth=stack_depth)
+            session = Session(root, views=views, journal=book, locks=locks, changes=changes, stack_depth=stack_depth)
             here = Mount(Path(path), fuse, session)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_serve, here)
+                nursery.start_soon(changes.run, here.expired)
                 try:
                     yield here
                 finally:
@@ -305,6 +312,7 @@ async def mounted(
         finally:
             os.close(fuse)
     finally:
+        changes.close()
         if book is not None:
             book.close()
 

@@ -18,6 +18,7 @@ from stat import S_IFDIR, S_ISDIR, S_ISGID, S_ISUID, S_IXGRP
 from typing import Any, Final, TypeVar
 
 from vfs.access import check
+from vfs.fuse.changes import Changes
 from vfs.fuse.journal import Agreed, Journal, Opened
 from vfs.fuse.messages import (
     ENTRY_HEAD,
@@ -69,7 +70,7 @@ T = TypeVar("T")
 class Inode:
     """A node that the kernel has a number for."""
 
-    __slots__ = ("entry", "listed", "lookups", "node", "settled", "st")
+    __slots__ = ("entry", "listed", "lookups", "node", "settled", "st", "watched")
 
     def __init__(self, node: Node) -> None:
         self.node = node
@@ -81,6 +82,7 @@ class Inode:
         self.st: Stat | None = None
         """What `node.stat()` returned when `entry`, the reply that tells it, was packed."""
         self.entry = b""
+        self.watched = False
 
 
 class OpenFile:
@@ -154,12 +156,14 @@ class Operations:
         views: Callable[[str], Node] | None,
         journal: Journal | None,
         locks: LockTable | None,
+        changes: Changes | None,
         max_nodes: int,
         max_files: int,
         interrupt: Callable[[int], None],
     ) -> None:
         self._journal = journal
         self._locks = locks
+        self._changes = changes
         self._max_nodes = max_nodes
         self._max_files = max_files
         self._interrupt = interrupt
@@ -189,8 +193,10 @@ class Operations:
 
     def close(self) -> None:
         """Close every handle, once the calls on it have ended, and forget every number."""
-        for inode in self.inodes.values():
+        for nodeid, inode in self.inodes.items():
             inode.node.unwatch(self)
+            if inode.watched and self._changes:
+                self._changes.unwatch(nodeid)
         for fh, file in self.files.items():
             self._drop(fh, file)
         self.files.clear()
@@ -229,8 +235,18 @@ class Operations:
             if nodeid == ROOT_ID:
                 return
             del self.inodes[nodeid]
+            if inode.watched and self._changes:
+                self._changes.unwatch(nodeid)
         if self._journal:
             self._journal.forgotten(nodeid)
+
+    def _watch(self, nodeid: int, directory: Inode) -> None:
+        """Have the names of a directory of which the kernel caches some expire when others change them."""
+        directory.watched = True
+        if self._changes and self.agreed and self.agreed.flags & Init.EXPIRE_ONLY:
+            path = directory.node.host_path()
+            if path is not None:
+                self._changes.watch(nodeid, path)
 
     async def _recall(self, nodeid: int) -> Inode:
         """Resolve a nodeid that an earlier server gave out, by the names in the journal. ESTALE."""
@@ -307,6 +323,8 @@ class Operations:
             node = await self._child(nodeid, directory, name, who)
         else:
             node = await directory.node.lookup(name, who)
+        if node.cache_seconds and not directory.watched:
+            self._watch(nodeid, directory)
         return self._known(nodeid, name, node, await node.stat())
 
     def forget(self, nodeid: int, who: Caller, lookups: int) -> Body:
@@ -757,6 +775,8 @@ class Operations:
         node = inode.node
         if offset == 0:
             inode.listed = time.monotonic()
+            if node.cache_seconds and not inode.watched:
+                self._watch(nodeid, inode)
         entries = await self._entries(nodeid, who, fh, offset)
         room = min(size, MAX_IO)
         found: list[tuple[Node, StatResult] | None] = []

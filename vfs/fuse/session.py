@@ -15,9 +15,11 @@ from typing import Any, NamedTuple, Protocol
 import trio
 
 from vfs.errors import errno_of
+from vfs.fuse.changes import Changes
 from vfs.fuse.journal import Agreed, Journal
 from vfs.fuse.messages import (
     COPIED,
+    ENTRY_EXPIRES,
     IN_BRIEF,
     IN_CALLER,
     IN_HEADER,
@@ -58,6 +60,7 @@ WANTED = (
     | Init.EXT
     | Init.NO_EXPORT_SUPPORT
     | Init.HAS_RESEND
+    | Init.EXPIRE_ONLY
 )
 MAX_BACKGROUND = 512
 MAX_PAGES = MAX_IO // 4096
@@ -122,8 +125,9 @@ class Session:
     `journal` lets another process go on after this one (see `vfs.fuse.journal`); one that an earlier session has
     filled makes this session that one's heir, who gets no INIT, as does `agreed` alone. `locks` makes file locks those
     of a table shared with other protocols; without it they are the kernel's own, which outlive this session.
-    `stack_depth` is how many filesystems a passthrough file's may be stacked of (1: a plain one, 2: an
-    overlay, 0: no passthrough). A request that waits longer than `patience` seconds is answered EINTR.
+    `changes` is told which directories to watch. `stack_depth` is how many filesystems a passthrough file's may be
+    stacked of (1: a plain one, 2: an overlay, 0: no passthrough). A request that waits longer than `patience` seconds
+    is answered EINTR.
     """
 
     def __init__(
@@ -134,6 +138,7 @@ class Session:
         journal: Journal | None = None,
         agreed: Agreed | None = None,
         locks: LockTable | None = None,
+        changes: Changes | None = None,
         stack_depth: int = 1,
         max_nodes: int = 4_000_000,
         max_files: int = 1_000_000,
@@ -154,6 +159,7 @@ class Session:
             views=views,
             journal=journal,
             locks=locks,
+            changes=changes,
             max_nodes=max_nodes,
             max_files=max_files,
             interrupt=self._interrupt_file,
@@ -340,6 +346,12 @@ class Session:
         """Return the message that makes the kernel look `name` up again; send it as `stale_node` says."""
         raw = encode(name)
         return message(Notify.INVAL_ENTRY, INVAL_ENTRY.pack(self._nodeid(parent), len(raw), 0) + raw + b"\0")
+
+    @staticmethod
+    def expired_entry(nodeid: int, name: str) -> bytes:
+        """Return the message that makes the kernel ask before it uses `name` in `nodeid` again; send it likewise."""
+        raw = encode(name)
+        return message(Notify.INVAL_ENTRY, INVAL_ENTRY.pack(nodeid, len(raw), ENTRY_EXPIRES) + raw + b"\0")
 
     def _nodeid(self, id: int) -> int:
         return ROOT_ID if id == self._root_id else id
