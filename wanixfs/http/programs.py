@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from tasks.service import TaskService
+from tasks.sessions.home import WORK
 from tasks.sessions.service import Sessions
 from tasks.task import Task
 from vfs.node import ROOT, Node
@@ -79,7 +80,7 @@ class Programs:
             task = self._service.create(agent)
         else:
             task = self._service.create(None, user=session.user)
-            self._service.configure(task, "cwd", cwd=self._service.homes.inside(session.user))
+            self._service.configure(task, "cwd", cwd=f"{self._service.homes.inside(session.user)}/{WORK}")
         self._service.configure(task, "labels", labels=Map(session=name))
         return task
 

@@ -36,7 +36,7 @@ export function FileText({ title, path }) {
   </section>`;
 }
 
-const KEPT = 90;
+const KEPT = 60;
 
 function Plot({ name, points, shown }) {
   const top = Math.max(...points, 1e-9) * 1.15;
@@ -47,6 +47,7 @@ function Plot({ name, points, shown }) {
     <svg viewBox="0 0 100 40" preserveAspectRatio="none" role="img" aria-label=${`${name} over time`}>
       ${points.length > 1 && html`<polygon points=${`${at(0)},40 ${path} 100,40`} /><polyline points=${path} />`}
     </svg>
+    <div class="foot small soft"><span>${KEPT} s</span><span>${points.length ? `most: ${shown(Math.max(...points))}` : ""}</span></div>
   </section>`;
 }
 

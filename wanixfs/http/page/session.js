@@ -77,7 +77,7 @@ function useProgramsOf(session) {
   const all = useTasks("/api/programs");
   if (!Array.isArray(all)) return { ready: false, shells: [] };
   const here = all.filter((task) => task.labels.session === session.id && task.status !== "exited");
-  const work = here.findLast((task) => task.id === session.agent_task) ?? here.findLast((task) => !task.pty);
+  const work = here.findLast((task) => task.id === session.agent_task) ?? here.findLast((task) => !task.pty) ?? here.at(-1);
   return { ready: true, shells: here.filter((task) => task.pty), work: work?.id };
 }
 
