@@ -420,6 +420,10 @@ class Namespace:
             raise OSError(EINVAL, "-i gives a tree that is not each view's own to a task")
         node = member.node.node if isinstance(member.node, Owned) else member.node
         st = await node.stat()
+        if not (st.st_uid and st.st_gid):
+            raise OSError(
+                EPERM, "what belongs to root is not given away: its new owner could make programs that act as root"
+            )
         uid, gid = self.devices.owner
         return replace(
             member, node=Owned(node, Shift(from_uid=st.st_uid, from_gid=st.st_gid, uid=uid, gid=gid)), owned=True

@@ -2,7 +2,7 @@
 
 What idmapped mounts (mount_setattr(2)) do in the kernel: the files of one uid
 and gid appear, and are used, as those of another; who makes a file here makes
-it the owner's. Files of any third owner appear as nobody's.
+it the owner's. Files of any third owner appear as nobody's, whom nobody is.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,8 @@ from errno import EPERM, EXDEV
 
 from vfs.node import Caller, DirEntry, Handle, Node, SetStat, Stat, StatFs, StatResult, node_id
 
-NOBODY = 65534
+NOBODY = 2**32 - 2
+"""The owner shown for third owners: no process has this uid, while some are called nobody."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

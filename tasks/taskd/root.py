@@ -18,7 +18,7 @@ from errno import EINVAL, ENOENT, ENOTDIR, ENOTSUP, ESTALE
 from functools import partial
 
 from tasks.taskd import syscalls
-from tasks.taskd.idmap import user_namespace
+from tasks.taskd.idmap import OWNERS
 from tasks.taskd.protocol import Message, ancillary, integer, received_fds, table, text, texts
 from tasks.taskd.syscalls import (
     MOUNT_ATTR_NODEV,
@@ -229,7 +229,7 @@ class Bind(Step):
         if "owners" in message:
             owners = table(message, "owners")
             names = ("from_uid", "uid", "from_gid", "gid")
-            self._owners = user_namespace(*(integer(owners, name, 0, MAX_ID) for name in names))
+            self._owners = OWNERS.namespace(*(integer(owners, name, 0, MAX_ID) for name in names))
         self.mount = -1
         self.name = ""
         """Where the mount is below `mount`, if it is not that one itself."""

@@ -1,7 +1,7 @@
 """Host directories given to a task as its own, and devices of the machine."""
 
 import os
-from errno import EINVAL
+from errno import EINVAL, EPERM
 from pathlib import Path
 
 import pytest
@@ -69,9 +69,10 @@ def test_only_the_administrator_gives_what_belongs_to_others(served: Served) -> 
     try:
         assert task.attempt("write('/task/self/ns/ctl', 'bind -i /usr /mnt')") == "EPERM"
         assert task.attempt("write('/task/self/ns/ctl', 'bind #dev/kmsg /mnt')") == "ENOENT"
-        with pytest.raises(OSError) as refused:
-            task.cell.ctl("bind -i #task /mnt", file="ns/ctl")
-        assert refused.value.errno == EINVAL
+        for line, number in (("bind -i #task /mnt", EINVAL), ("bind -i #host/usr /mnt", EPERM)):
+            with pytest.raises(OSError) as refused:
+                task.cell.ctl(line, file="ns/ctl")
+            assert refused.value.errno == number
     finally:
         task.release()
 
