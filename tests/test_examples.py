@@ -43,6 +43,10 @@ def test_namespaces_show_each_task_its_own(tree: Path) -> None:
     assert path.endswith("/id")
 
 
+def test_sessions_remember_what_is_theirs(tree: Path) -> None:
+    assert run(EXAMPLES / "sessions.sh", tree) == ["apples", "pears", "apples plums"]
+
+
 def test_poke_prints_output_history_and_exit_code(tree: Path) -> None:
     first, last = run(sys.executable, EXAMPLES / "poke.py", tree, "sh", "-c", "echo poked; exit 3", status=3)
     assert first == "poked"

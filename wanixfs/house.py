@@ -89,6 +89,7 @@ class House:
             chronicle=Chronicle(state / "sessions.db"),
             service=self.service,
             writer=lambda: self.views.admin.namespace,
+            kept=_folder(state / "artifacts", 0o700),
             policy=config.sessions,
             workspace=Folders(state / "workspaces"),
         )

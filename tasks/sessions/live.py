@@ -135,6 +135,11 @@ class Live:
             async with self._syncing:
                 await self._all.bring_in_step(self.record)
 
+    async def _keep_work(self, turn: Turn) -> None:
+        """Keep what a turn has made, before it counts as over."""
+        await self.sync()
+        await self._all.collect(self.record, turn)
+
     # The loop
 
     async def run(self) -> None:
@@ -304,7 +309,7 @@ class Live:
                         progress = agent.progress
                 if agent.gone and turn.id not in self._endings:
                     return
-                await self.sync()
+                await self._keep_work(turn)
             state, reason = self._endings.get(turn.id) or outcome(progress)
             chronicle.end_turn(turn.id, state, reason, usage=progress.usage)
             if state is TurnState.COMPLETED:
@@ -362,7 +367,7 @@ class Live:
                 self.become(Event.BEGIN)
                 async with aside(partial(self._kill_when_asked, task, turn, stop)):
                     state, reason, code = await Run(chronicle, turn, task, self._all.service).finish()
-                await self.sync()
+                await self._keep_work(turn)
             state, reason = self._endings.get(turn.id, (state, reason))
         except OSError as error:
             state, reason = TurnState.FAILED, error.strerror or str(error)

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from errno import E2BIG, EBUSY, EINVAL, EIO, ENOENT, ENOSPC, ETIMEDOUT
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -21,7 +23,7 @@ from ns.script import dump
 from ns.script import run as run_script
 from tasks.fds import STDIN, Held
 from tasks.service import TERM_GRACE, TaskService
-from tasks.sessions import home
+from tasks.sessions import artifacts, home
 from tasks.sessions.agent import Agent
 from tasks.sessions.chronicle import Chronicle
 from tasks.sessions.live import LIVELY, Live
@@ -52,7 +54,8 @@ SWEEP = 60.0
 class Sessions:
     """All sessions of one node. `run` must be running for anything to be done.
 
-    `writer` is the administrator's namespace, with whose authority sessions' folders are bound.
+    `writer` is the administrator's namespace, with whose authority sessions' folders are bound. `kept` is the host
+    directory for what turns leave behind.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Sessions:
         chronicle: Chronicle,
         service: TaskService,
         writer: Callable[[], Namespace],
+        kept: Path,
         policy: Policy | None = None,
         workspace: Workspace | None = None,
     ) -> None:
@@ -71,6 +75,7 @@ class Sessions:
         self.left = Signal()
         """Notified when an agent has ended or come to rest."""
         self._writer = writer
+        self._kept = kept
         self._live: dict[str, Live] = {}
         self._nursery: trio.Nursery | None = None
         self._agents: set[Live] = set()
@@ -277,6 +282,7 @@ class Sessions:
             self.chronicle.happened(id, "removed")
         self.workspace.forget(id)
         self.service.homes.remove(live.record.user.home)
+        await trio.to_thread.run_sync(artifacts.forget, self.artifacts(id))
         await trio.to_thread.run_sync(self.service.homes.sweep, abandon_on_cancel=True)
 
     async def sync(self, id: str) -> None:
@@ -290,6 +296,19 @@ class Sessions:
             self.chronicle.happened(record.id, "sync", {"what": what, "done": done, "total": total})
 
         await self.workspace.sync(record, self.service.homes.path(record.user) / home.WORK, tell)
+
+    async def collect(self, record: Session, turn: Turn) -> None:
+        """Copy what a turn left in its home's `artifacts` to where no agent can change it."""
+        kept = self.artifacts(record.id) / str(turn.id)
+        place, since = self.service.homes.path(record.user), self.turn(turn.id).started or turn.created
+        count, left = await trio.to_thread.run_sync(partial(artifacts.collect, place, kept, since=since))
+        if count or left:
+            data = {"count": count, "left_out_from": left} if left else {"count": count}
+            self.chronicle.happened(record.id, "artifacts", data, turn=turn.id)
+
+    def artifacts(self, id: str) -> Path:
+        """Return the host directory that holds what a session's turns left behind; there may be none."""
+        return self._kept / id
 
     # Running
 

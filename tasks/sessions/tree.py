@@ -22,6 +22,7 @@ from tasks.view import View
 from vfs.control import Control, Verb, Verbs, usage
 from vfs.directory import Dir, LiveDir
 from vfs.files import ROOT_OWNER, Synthetic, Text
+from vfs.host import HostTree
 from vfs.node import Caller, DirEntry, Handle, Node, no_entry, node_id
 
 WHOLE_WRITE = 4096
@@ -148,7 +149,9 @@ class SessionDir(Dir):
         there = set(os.listdir(self.sessions.service.homes.path(self.record.user)))
         entries = [DirEntry(name, 0, kind) for name, kind in FROM_HOME.items() if name in there]
         entries += [
-            DirEntry(name, node_id(self.id, name), statmod.S_IFDIR if name == "history" else statmod.S_IFREG)
+            DirEntry(
+                name, node_id(self.id, name), statmod.S_IFDIR if name in ("history", "artifacts") else statmod.S_IFREG
+            )
             for name in SESSION_FILES
         ]
         return entries
@@ -214,6 +217,11 @@ class SessionDir(Dir):
             },
             mode=0o500,
         )
+
+    def artifacts(self) -> Node:
+        """Return what its turns left behind, a directory for each that left anything."""
+        place = self.sessions.artifacts(self.session)
+        return HostTree(place, label=f"artifacts/{self.session}", readonly=True).root if place.is_dir() else Dir({})
 
     def metadata(self) -> str:
         return json.dumps(self.record.shown(), indent=2)
@@ -285,6 +293,7 @@ SESSION_FILES: Mapping[str, Callable[[SessionDir], Node]] = {
     "conversation.json": lambda of: Text(of.conversation, mode=0o400),
     "tasks.jsonl": lambda of: Text(of.tasks, mode=0o400),
     "history": lambda of: LiveDir(of.turn_names, of.turn, kind=statmod.S_IFDIR, mode=0o500),
+    "artifacts": lambda of: of.artifacts(),
     "conflicts": lambda of: Text(lambda: "\n".join(of.sessions.workspace.conflicts(of.session)), mode=0o400),
     "log": lambda of: Text(of.log, mode=0o400),
     "events": lambda of: Events(of.sessions.chronicle, of.sessions.changed, of=of.session, movable=True),
@@ -312,11 +321,12 @@ class PromptHandle(Handle):
     """An open `Prompt`."""
 
     __slots__ = ("_data", "_made", "_node")
+    stream = True
 
     def __init__(self, node: Prompt) -> None:
         self._node = node
         self._data = b""
-        self._made = ""
+        self._made = b""
 
     async def write(self, data: bytes | memoryview, offset: int, nonblock: bool = False) -> int:
         self._data += data
@@ -331,7 +341,8 @@ class PromptHandle(Handle):
         data, self._data = self._data, b""
         if data:
             text = data.decode("utf-8", "replace").removesuffix("\n")
-            self._made = f"{self._node.sessions.prompt(self._node.session, text).id}\n"
+            self._made += b"%d\n" % self._node.sessions.prompt(self._node.session, text).id
 
     async def read(self, size: int, offset: int, nonblock: bool = False) -> bytes | memoryview:
-        return self._made.encode()[offset : offset + size]
+        made, self._made = self._made[:size], self._made[size:]
+        return made
