@@ -15,7 +15,7 @@ ask() {
 }
 
 for session in red blue; do
-    echo "open $session run 'sh -c \"cat >>~/said; echo \$(cat ~/said)\"'" >sessions/ctl
+    echo "open $session run 'sh -c \"{ cat; echo; } >>~/said; echo \$(cat ~/said)\"'" >sessions/ctl
 done
 ask red apples
 ask blue pears
