@@ -58,6 +58,8 @@ PATH_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 OPEN_FLAGS = os.O_ACCMODE | os.O_APPEND | os.O_DSYNC | os.O_SYNC
 SAFE_FLAGS = os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 MAX_READ = 1 << 24
+MAX_COPY = 1 << 26
+"""Bytes copied by one call, which nothing can interrupt."""
 RENAME_EXCHANGE = 2
 INLINE_WRITE = 1 << 20
 """Larger writes go to a worker thread."""
@@ -509,9 +511,14 @@ class HostHandle(Handle):
     async def _in_worker(self, call: Callable[[], T]) -> T:
         """Run `call` in a thread; the descriptor stays open until it ends, whatever comes."""
         await park()
+        with self._kept_open():
+            return await in_worker(call)
+
+    @contextmanager
+    def _kept_open(self) -> Iterator[None]:
         self._busy += 1
         try:
-            return await in_worker(call)
+            yield
         finally:
             self._busy -= 1
             if self._closing and not self._busy:
@@ -559,6 +566,15 @@ class HostHandle(Handle):
     async def allocate(self, mode: int, offset: int, length: int) -> None:
         await self._in_worker(lambda: fallocate(self._fd, mode, offset, length))
         _drop_privileges(self._fd, self._who)
+
+    async def copy(self, offset: int, target: Handle, target_offset: int, length: int) -> int:
+        if not isinstance(target, HostHandle):
+            raise OSError(EXDEV, "another tree")
+        source, sink, size = self._fd, target._fd, min(length, MAX_COPY)
+        with target._kept_open():
+            taken = await self._in_worker(lambda: os.copy_file_range(source, sink, size, offset, target_offset))
+            _drop_privileges(sink, target._who)
+        return taken
 
     def close(self) -> None:
         del self._node.opened[self._fd]

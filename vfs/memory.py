@@ -50,6 +50,7 @@ from vfs.node import (
 from vfs.ownership import for_chmod, for_new, unprivileged
 from vfs.sparse import Sparse
 
+MAX_COPY = 1 << 20
 INODE_COST = 1024
 NAME_COST = 512
 MAX_LINKS = 65000
@@ -336,6 +337,11 @@ class MemoryHandle(Handle):
         if whence == os.SEEK_HOLE:
             return self._file.data.seek_hole(offset)
         raise OSError(EINVAL, "only SEEK_DATA and SEEK_HOLE")
+
+    async def copy(self, offset: int, target: Handle, target_offset: int, length: int) -> int:
+        if not isinstance(target, MemoryHandle):
+            raise OSError(EXDEV, "another tree")
+        return await target.write(await self.read(min(length, MAX_COPY), offset), target_offset)
 
     async def allocate(self, mode: int, offset: int, length: int) -> None:
         file = self._for_writing()

@@ -15,7 +15,7 @@ import os
 import stat as statmod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from errno import EINVAL, ENAMETOOLONG, ENOENT, ENOTDIR, ENOTSUP, ENXIO, EPERM
+from errno import EINVAL, ENAMETOOLONG, ENOENT, ENOTDIR, ENOTSUP, ENXIO, EPERM, EXDEV
 from hashlib import blake2b
 from typing import NamedTuple, Protocol
 
@@ -202,6 +202,10 @@ class Handle:
     async def allocate(self, mode: int, offset: int, length: int) -> None:
         """fallocate(2)."""
         raise OSError(ENOTSUP, "cannot preallocate")
+
+    async def copy(self, offset: int, target: "Handle", target_offset: int, length: int) -> int:
+        """copy_file_range(2): return how much was copied. EXDEV where that takes no less than to read and write."""
+        raise OSError(EXDEV, "to be read and written")
 
     def poll(self) -> int:
         """Return which of READABLE, WRITABLE and HANGUP hold now."""

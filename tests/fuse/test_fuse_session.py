@@ -5,7 +5,22 @@ import random
 import stat as statmod
 import struct
 from collections.abc import Iterator
-from errno import EAGAIN, EEXIST, EINTR, EINVAL, EIO, ENFILE, ENOENT, ENOSYS, ENOTSUP, ENOTTY, EPROTO, ESTALE
+from errno import (
+    EAGAIN,
+    EBADF,
+    EEXIST,
+    EINTR,
+    EINVAL,
+    EIO,
+    ENFILE,
+    ENOENT,
+    ENOSYS,
+    ENOTSUP,
+    ENOTTY,
+    EPROTO,
+    ESTALE,
+    EXDEV,
+)
 
 import pytest
 import trio
@@ -152,6 +167,7 @@ BODIES = {
     Op.READDIRPLUS: 40,
     Op.RENAME2: 16,
     Op.LSEEK: 24,
+    Op.COPY_FILE_RANGE: 56,
 }
 
 
@@ -292,7 +308,7 @@ def test_names_that_are_none_are_refused(kernel: Kernel, body: bytes):
 
 
 def test_wrong_lengths_and_unknown_opcodes_are_answered(kernel: Kernel):
-    for op in (0, 7, 19, Op.STATX, Op.TMPFILE, Op.COPY_FILE_RANGE, Op.SYNCFS, 4096, 0xFFFF_FFFF):
+    for op in (0, 7, 19, Op.STATX, Op.TMPFILE, Op.SYNCFS, 4096, 0xFFFF_FFFF):
         assert kernel.error(op, 1, bytes(64)) == ENOSYS
     kernel.session.receive(memoryview(IN_HEADER.pack(41, Op.STATFS, 5, 1, 0, 0, 0, 0, 0)), kernel.take)
     assert kernel.replies.pop(5) == (EINVAL, b"")
@@ -303,6 +319,34 @@ def test_wrong_lengths_and_unknown_opcodes_are_answered(kernel: Kernel):
 def test_an_ioctl_is_no_terminal(kernel: Kernel):
     nodeid, _ = kernel.create("f")
     assert kernel.error(Op.IOCTL, nodeid, bytes(32)) == ENOTTY
+
+
+def copy_range(source: int, offset: int, target: int, target_offset: int, length: int) -> bytes:
+    return struct.pack("=QQQQQQQ", source, offset, 0, target, target_offset, length, 0)
+
+
+def test_a_range_is_copied_from_file_to_file(kernel: Kernel):
+    _, source = kernel.create("source")
+    target_id, target = kernel.create("target")
+    kernel.ok(Op.WRITE, 1, kernel.write(source, b"0123456789"))
+    taken = [
+        struct.unpack_from("=I", kernel.ok(Op.COPY_FILE_RANGE, 1, copy_range(source, *rest)))[0]
+        for rest in ((2, target, 1, 3), (8, target, 4, 1 << 40), (10, target, 0, 5))
+    ]
+    assert taken == [3, 2, 0]
+    assert kernel.ok(Op.READ, target_id, kernel.read(target)) == b"\x0023489"
+    assert kernel.error(Op.COPY_FILE_RANGE, 1, copy_range(source, 0, 99, 0, 1)) == EBADF
+    assert kernel.error(Op.COPY_FILE_RANGE, 1, copy_range(99, 0, target, 0, 1)) == EBADF
+    assert not any(file.calls for file in kernel.session._operations.files.values())
+
+
+def test_a_range_of_another_tree_is_left_to_the_kernel():
+    root = Dir({"a": MemoryTree(label="a").root, "text": Text(lambda: "text", lambda text: None)}, id=9)
+    session = Session(root)
+    kernel = Kernel(session)
+    text, _ = kernel.open(kernel.lookup("text"), os.O_RDWR)
+    assert kernel.error(Op.COPY_FILE_RANGE, 1, copy_range(text, 0, text, 9, 1)) == EXDEV
+    session.close()
 
 
 def test_a_whiteout_rename_is_refused(kernel: Kernel):

@@ -232,10 +232,13 @@ REQUESTS: dict[Op, Layout] = {
     Op.READDIRPLUS: Layout(body=READ_IN),
     Op.RENAME2: Layout(body=Struct("=QI4x"), names=2),  # newdir flags
     Op.LSEEK: Layout(body=Struct("=QQI4x")),  # fh offset whence
+    Op.COPY_FILE_RANGE: Layout(body=Struct("=QQ8xQQQ8x")),  # fh offset, those of the target, length
 }
 """The requests that are served. Any other is answered ENOSYS, on which the kernel falls back and never asks again."""
 
-ON_HANDLE = frozenset({Op.READ, Op.WRITE, Op.FSYNC, Op.FLUSH, Op.FALLOCATE, Op.LSEEK, Op.SETLK, Op.SETLKW})
+ON_HANDLE = frozenset(
+    {Op.READ, Op.WRITE, Op.FSYNC, Op.FLUSH, Op.FALLOCATE, Op.LSEEK, Op.COPY_FILE_RANGE, Op.SETLK, Op.SETLKW}
+)
 """The requests whose first field is an fh and that may wait."""
 UNANSWERED = frozenset({Op.FORGET, Op.BATCH_FORGET, Op.INTERRUPT, Op.NOTIFY_REPLY})
 

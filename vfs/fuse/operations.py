@@ -651,6 +651,14 @@ class Operations:
     async def lseek(self, nodeid: int, who: Caller, fh: int, offset: int, whence: int) -> Body:
         return U64.pack(await self._call(fh, lambda handle: handle.seek(offset, whence)))
 
+    async def copy_file_range(
+        self, nodeid: int, who: Caller, fh: int, offset: int, target: int, target_offset: int, length: int
+    ) -> Body:
+        async def copy(source: Handle) -> int:
+            return await self._call(target, lambda sink: source.copy(offset, sink, target_offset, length))
+
+        return TWO_U32.pack(await self._call(fh, copy), 0)
+
     async def _call(self, fh: int, call: Callable[[Handle], Coroutine[Any, Any, T]]) -> T:
         file = self.files.get(fh) or await self._reopen(fh)
         file.calls += 1

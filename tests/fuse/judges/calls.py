@@ -1,6 +1,7 @@
 import ctypes
 import errno
 import fcntl
+import hashlib
 import mmap
 import os
 import threading
@@ -23,6 +24,10 @@ def put(name, text):
 def get(name):
     with open(name) as file:
         return file.read()
+
+
+def hash_of(name):
+    return hashlib.sha256(get(name).encode()).hexdigest()
 
 
 def renameat2(old, new, flags):
@@ -71,6 +76,17 @@ os.fsync(fd)
 os.fdatasync(fd)
 print(os.isatty(fd))
 fcntl.lockf(fd, fcntl.LOCK_EX, 10)
+put("long", "0123456789" * 30_000)
+source, target = os.open("long", os.O_RDONLY), os.open("copied", os.O_RDWR | os.O_CREAT)
+show(os.copy_file_range, source, target, 100_000, 7, 3)
+show(os.copy_file_range, source, target, 1 << 20, 250_001, 100_003)
+show(os.copy_file_range, source, target, 5, 300_000, 0)
+show(os.copy_file_range, target, source, 5)
+print(os.fstat(target).st_size, hash_of("copied"), hash_of("long"))
+os.copy_file_range(target, target, 10, 0, 50_000)
+print(os.pread(target, 12, 49_999))
+os.unlink("copied")
+os.unlink("long")
 fcntl.flock(fd, fcntl.LOCK_SH)
 appending = os.open("c", os.O_WRONLY | os.O_APPEND)
 os.write(appending, b"end")
