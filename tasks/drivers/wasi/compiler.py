@@ -25,7 +25,8 @@ _KINDS = {"u": "i32", "p": "i32", "L": "i64", "S": "i64"}
 
 
 def give_up_privileges() -> None:
-    """Become nobody, whom nobody's other processes can't look into."""
+    """Become nobody, whom nobody's other processes can't look into, and who gives way to everyone."""
+    os.nice(10)
     resource.setrlimit(resource.RLIMIT_DATA, (MAX_MEMORY, MAX_MEMORY))
     resource.setrlimit(resource.RLIMIT_CPU, (MAX_SECONDS, MAX_SECONDS))
     nobody = os.geteuid() == 0 and not privilege.one_user()

@@ -2,7 +2,7 @@
 
 Everything that needs privileges or the file system happens first; then the
 process gives up both and looks at the module's code only afterwards. `start`
-is answered once the module is ready to run.
+is answered before anything of the module runs: its start section is the task's.
 """
 
 import fcntl
@@ -16,7 +16,7 @@ import termios
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from errno import EINVAL, EIO, ENOEXEC, ENOMEM, ESTALE
+from errno import EINVAL, EIO, ENOMEM, ESTALE
 from typing import NoReturn
 
 import wasmtime
@@ -36,6 +36,7 @@ MAX_REASON = 500
 MAX_NUMBER = (1 << 31) - 1
 MAX_ARGUMENT = 128 << 10
 MAX_ID = (1 << 32) - 2
+PAGE = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def _close_but(kept: Sequence[int]) -> None:
 
 
 class Task:
-    """A module that is ready to run. Raises OSError where it can't be made so: ENOEXEC, ENOMEM."""
+    """A module that is ready to run. ENOMEM where its memory begins larger than it may be."""
 
     def __init__(
         self,
@@ -163,24 +164,24 @@ class Task:
         env = {name: text(environment, name, MAX_ARGUMENT) for name in environment}
         args = texts(message, "argv", MAX_ARGUMENT)
         memory = integer(message, "memory", 0, 1 << 62, 0)
+        if memory and max((first_bytes(export) for export in module.exports), default=0) > memory:
+            raise OSError(ENOMEM, f"the module's memory begins larger than {memory} bytes")
+        self._linker = around.linker
+        self._module = module
         self._store = wasmtime.Store(around.engine)
         self._store.set_limits(memory_size=memory or -1, table_elements=MAX_TABLE)
         self._client = client
         root = client.attach(ROOT)
         self._world = around.world
         self._world.begin(self._store, client, root=root, args=args, env=env, given=given)
-        try:
-            start = around.linker.instantiate(self._store, module).exports(self._store)["_start"]
-        except (wasmtime.Trap, wasmtime.WasmtimeError) as error:
-            raise OSError(ENOMEM if "exceeds memory limits" in str(error) else ENOEXEC, str(error)) from error
-        assert isinstance(start, wasmtime.Func)
-        self._start = start
 
     def run(self) -> int:
         """Run the module to its end and return its exit code, unless it exits by itself."""
         code = 0
         try:
-            self._start(self._store)
+            start = self._linker.instantiate(self._store, self._module).exports(self._store)["_start"]
+            assert isinstance(start, wasmtime.Func)
+            start(self._store)
         except (wasmtime.Trap, wasmtime.WasmtimeError) as error:
             code = self._trapped(str(error))
         self._world.close()
@@ -194,3 +195,8 @@ class Task:
             self._client.write(fid, 0, text.encode(errors="replace")[:MAX_TRAP])
             self._client.clunk(fid)
         return TRAPPED
+
+
+def first_bytes(export: wasmtime.ExportType) -> int:
+    """Return the size with which an exported memory begins; 0 for what is none."""
+    return export.type.limits.min * PAGE if isinstance(export.type, wasmtime.MemoryType) else 0
