@@ -1,4 +1,4 @@
-"""C programs of the tests, compiled for this machine or for WASI, by what Debian has.
+"""Programs of the tests, in C or Rust, compiled for this machine or for WASI by what Debian has.
 
 `filetree.c` works on files below a folder and says what it sees, in words that are the same on every system: run it
 twice, in places that should behave alike, and compare what it prints.
@@ -14,6 +14,9 @@ COMMANDS = {
     "wasi": ("clang", "--target=wasm32-wasi"),
 }
 WASI_LIBRARY = Path("/usr/lib/wasm32-wasi/libc.a")
+RUST = "/usr/bin/rustc"
+"""Debian's, which has a library for WASI beside it; another by this name may not."""
+RUST_TARGETS = {"linux": (), "wasi": ("--target=wasm32-wasi",)}
 SECONDS = 100
 
 
@@ -32,5 +35,19 @@ def compiled(kind: str, folder: Path, source: Path = FILETREE) -> Path:
     program = folder / f"{source.stem}.{kind}"
     command = [*COMMANDS[kind], "-O1", "-s", "-Wall", "-Werror", "-Wno-unused-result", "-o", program, source]
     subprocess.run(command, check=True, timeout=SECONDS)
+    program.chmod(0o755)
+    return program
+
+
+def why_no_rust() -> str:
+    if Path(RUST).exists() and Path("/usr/lib/rustlib/wasm32-wasi").exists():
+        return ""
+    return "needs Rust and its library for WASI (Debian: rustc, libstd-rust-dev-wasm32)"
+
+
+def compiled_rust(kind: str, folder: Path, source: Path) -> Path:
+    """Like `compiled`, for a program in Rust."""
+    program = folder / f"{source.stem}.{kind}"
+    subprocess.run([RUST, *RUST_TARGETS[kind], "-O", "-o", program, source], check=True, timeout=SECONDS)
     program.chmod(0o755)
     return program
