@@ -128,7 +128,7 @@ def _add_python(archive: Archive, python: str, imports: Sequence[str]) -> None:
             place += name.replace(".", "/") + ("/__init__" if package else "")
             archive.file(f"{place}.pyc", _compiled(Path(origin), f"{place}.py"))
     archive.add(f"{library}/lib-dynload", stat.S_IFDIR | 0o755)
-    for path in _with_libraries(native):
+    for path in with_libraries(native):
         archive.file(path, Path(path).read_bytes(), 0o755)
 
 
@@ -138,7 +138,7 @@ def _compiled(source: Path, name: str) -> bytes:
     return importlib.util.MAGIC_NUMBER + struct.pack("<I8x", 1) + dumps(code)
 
 
-def _with_libraries(native: Sequence[str]) -> list[str]:
+def with_libraries(native: Sequence[str]) -> list[str]:
     """Return these programs and libraries and the libraries that they load, by the paths they are loaded from."""
     found = dict.fromkeys(native)
     for path in native:
