@@ -7,13 +7,14 @@ task's command as the task's user. Files come from this server over 9P: when
 it dies they are gone (EIO), what the guest computes goes on.
 """
 
+import fcntl
 import os
 import secrets
 import socket
 import termios
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from errno import ECONNRESET, EINVAL, EIO, ENOENT, ENOTSUP, ESRCH, ETIMEDOUT
 from pathlib import Path
@@ -26,10 +27,12 @@ from tasks.drivers.linux.client import Client, conversation
 from tasks.drivers.linux.driver import SIGKILL, LinuxDriver
 from tasks.drivers.vm import initrd, kernel, machine, names
 from tasks.drivers.vm.machine import Hardware, Machine
+from tasks.drivers.vm.monitor import Monitor, load, reopened, save
 from tasks.drivers.vm.root import GuestRoot
 from tasks.taskd.channel import StreamChannel
 from tasks.taskd.guest import KERNEL_TREES
 from tasks.taskd.protocol import VERSION, Message, integer, table, text
+from vfs.directory import Dir
 from vfs.ninep.operations import Attach
 from vfs.ninep.peer import PeerCred
 from vfs.ninep.server import Server
@@ -64,8 +67,9 @@ class Vm:
     over: trio.Event = field(default_factory=trio.Event)
     changed: trio.Event = field(default_factory=trio.Event)
     """Replaced at every change of `exit` and `spooled`."""
-    powered: bool = False
-    started: bool = False
+    pid: int = 0
+    running: trio.Event = field(default_factory=trio.Event)
+    """Set when the task runs in the guest."""
     exit: Message | None = None
     """How the task ended, as the guest said."""
     machine_exit: Exit | None = None
@@ -98,6 +102,23 @@ class Vm:
             return ""
 
 
+@dataclass(eq=False)
+class Template:
+    """A booted guest: its memory and the state of its devices, each a file in memory. Sealed, nobody can change it."""
+
+    ram: int
+    state: int
+    sealed: bool = False
+
+    def seal(self) -> None:
+        fcntl.fcntl(self.ram, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE)
+        self.sealed = True
+
+    def close(self) -> None:
+        os.close(self.ram)
+        os.close(self.state)
+
+
 class VmDriver:
     """Implements `tasks.drivers.base.Driver` on top of the Linux driver, whose supervisor it shares. `run` must run.
 
@@ -127,14 +148,19 @@ class VmDriver:
         self._cache = cache
         self._vms: dict[str, Vm] = {}
         self._making = trio.Lock()
+        self._templates: dict[Hardware, Template] = {}
         self._nursery: trio.Nursery
         self.capabilities = linux.capabilities - {"net", "bind", "pidlimit"} | {"memlimit"}
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Attend to machines until cancelled; they go on."""
-        async with trio.open_nursery() as self._nursery:
-            task_status.started()
-            await trio.sleep_forever()
+        try:
+            async with trio.open_nursery() as self._nursery:
+                task_status.started()
+                await trio.sleep_forever()
+        finally:
+            for template in self._templates.values():
+                template.close()
 
     # Starting
 
@@ -152,23 +178,30 @@ class VmDriver:
         self._vms[launch.id] = vm
         self._linux.listeners[launch.id] = self
         try:
-            pid = await self._power_on(vm, launch, hardware)
-            vm.powered = True
-            with trio.fail_after(BOOT_SECONDS):
-                await self._begin(vm, launch)
-            vm.started = True
-        except (OSError, trio.TooSlowError, trio.Cancelled) as error:
+            template = await self._template(hardware)
+            with closing(await self._power_on(vm, launch, hardware, template)) as monitor:
+                with trio.fail_after(BOOT_SECONDS):
+                    await monitor.begin()
+                    await load(monitor, machine.STATE)
+                    await self._begin(vm, launch)
+            vm.running.set()
+        except BaseException as error:
             with trio.CancelScope(shield=True):
                 await self._undo(vm)
-                words = vm.last_words()
-                for path in made:
-                    path.unlink(missing_ok=True)
-            if isinstance(error, trio.TooSlowError):
-                raise OSError(ETIMEDOUT, f"the guest did not come up: {_last_line(words)}") from None
-            if isinstance(error, OSError) and vm.machine_exit and error.errno in (ESRCH, ECONNRESET):
-                raise OSError(EIO, f"the machine ended ({vm.machine_exit.reason}): {_last_line(words)}") from error
-            raise
-        return pid
+            explained = self._explained(error, vm)
+            for path in made:
+                path.unlink(missing_ok=True)
+            raise explained from None
+        return vm.pid
+
+    def _explained(self, error: BaseException, vm: Vm) -> BaseException:
+        """Return an error that keeps a machine from being started, as who wanted it shall see it."""
+        words = _last_line(vm.last_words())
+        if isinstance(error, trio.TooSlowError):
+            return OSError(ETIMEDOUT, f"the guest did not come up: {words}")
+        if isinstance(error, OSError) and vm.machine_exit and error.errno in (ESRCH, ECONNRESET, EIO):
+            return OSError(EIO, f"the machine ended ({vm.machine_exit.reason}): {words}")
+        return error
 
     async def _hardware(self, memory: int) -> Hardware:
         if missing := self._machine.missing():
@@ -192,14 +225,56 @@ class VmDriver:
             new.rename(archive)
         return Hardware(kernel=found.image, initrd=archive, memory=memory >> 20 << 20)
 
-    async def _power_on(self, vm: Vm, launch: Launch, hardware: Hardware) -> int:
-        """Start the machine's process and attend to it; return its pid."""
+    async def _template(self, hardware: Hardware) -> Template:
+        """Return a machine of this hardware that has booted and waits for its task, made at first use."""
+        async with self._making:
+            if hardware not in self._templates:
+                self._templates[hardware] = await self._boot_template(hardware)
+            return self._templates[hardware]
+
+    async def _boot_template(self, hardware: Hardware) -> Template:
+        name = f"template-{os.getpid()}-{len(self._templates)}"
+        vm = Vm(name, self._cache / f"{name}.console")
+        self._vms[name] = vm
+        self._linux.listeners[name] = self
+        template = Template(os.memfd_create("ram", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC), os.memfd_create("state"))
+        os.ftruncate(template.ram, hardware.memory)
+        uid = 65534 if os.geteuid() == 0 else os.geteuid()
+        gid = 65534 if os.geteuid() == 0 else os.getegid()
+        launch = Launch(id=name, argv=(), env={}, cwd="/", uid=uid, gid=gid, user="", home=Path("/"))
+        try:
+            with (
+                trio.fail_after(BOOT_SECONDS),
+                closing(await self._power_on(vm, launch, hardware, template)) as monitor,
+            ):
+                await vm.call("hello", version=VERSION)
+                await monitor.begin()
+                await save(monitor, template.state)
+                await monitor.execute("quit")
+                await vm.over.wait()
+                template.seal()
+        except BaseException as error:
+            template.close()
+            raise self._explained(error, vm) from None
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._undo(vm)
+            vm.console.unlink(missing_ok=True)
+        return template
+
+    async def _power_on(self, vm: Vm, launch: Launch, hardware: Hardware, template: Template) -> Monitor:
+        """Start the machine's process and attend to it.
+
+        It makes the template, where that is not sealed yet, else it is a clone of it.
+        """
         pairs = {number: socket.socketpair() for number in (machine.CONTROL, machine.MONITOR, machine.FILES)}
         control, monitor, files = (ours for ours, _ in pairs.values())
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        state = reopened(template.state)
         try:
             self._files.adopt(files, self._attacher(launch))
             fds = {number: theirs.fileno() for number, (_, theirs) in pairs.items()}
+            fds |= {machine.RAM: template.ram, machine.STATE: state}
             theirs_of = dict(enumerate((machine.STDIN, machine.OUT, 2 if launch.pty else machine.ERR)))
             fds |= {theirs_of[number]: fd for number, fd in launch.fds.items()}
             spools = {theirs_of[number]: path for number, path in launch.spools.items()}
@@ -209,10 +284,10 @@ class VmDriver:
                 spools |= {2: vm.console}
             if machine.ERR not in spools:
                 fds.setdefault(machine.ERR, null)
-            pid = await self._linux.start(
+            vm.pid = await self._linux.start(
                 replace(
                     launch,
-                    argv=self._machine.command(hardware),
+                    argv=self._machine.command(hardware, clone=template.sealed),
                     env={"PATH": os.defpath},
                     cwd="/",
                     gid=self._machine.group() or launch.gid,
@@ -229,16 +304,16 @@ class VmDriver:
             raise
         finally:
             os.close(null)
+            os.close(state)
             for _, theirs in pairs.values():
                 theirs.close()
         self._linux.vault.hold(f"vm/{vm.id}", [control.fileno(), monitor.fileno()])
         self._nursery.start_soon(self._attend, vm, StreamChannel(control.detach()))
-        monitor.close()
-        return pid
+        return Monitor(monitor)
 
     def _attacher(self, launch: Launch) -> Attach:
-        assert launch.namespace is not None
-        root, who = GuestRoot(launch.namespace.root), Caller(launch.uid, launch.gid)
+        root = GuestRoot(launch.namespace.root) if launch.namespace else Dir({})
+        who = Caller(launch.uid, launch.gid)
 
         async def attach(uname: str, n_uname: int, aname: str, peer: PeerCred | None) -> tuple[Node, Caller]:
             """The socket is the task's, so it gets the task's tree, whoever in the guest it says it is."""
@@ -284,7 +359,7 @@ class VmDriver:
 
     async def _undo(self, vm: Vm) -> None:
         """End a machine that was not started to its end, and wait until it is gone."""
-        if vm.powered:
+        if vm.pid:
             with suppress(ProcessLookupError):  # it is ending by itself
                 await self._linux.kill(vm.id, SIGKILL)
             await vm.over.wait()
@@ -339,6 +414,7 @@ class VmDriver:
 
     async def _watch_over(self, vm: Vm) -> None:
         """End a machine whose guest does not answer any more."""
+        await vm.running.wait()  # a template must have no request on its way when it is saved
         while True:
             await trio.sleep(HEARTBEAT_SECONDS)
             with trio.move_on_after(HUNG_SECONDS) as patience:
@@ -370,7 +446,7 @@ class VmDriver:
         vm.over.set()
         vm.ready.set()
         self._linux.vault.drop(f"vm/{task}")
-        if vm.started:
+        if vm.running.is_set():
             self._listener.exited(task, self._verdict(vm, exit))
 
     def lost(self, reason: str) -> None:
@@ -441,7 +517,8 @@ class VmDriver:
 
     async def recover(self, tasks: Sequence[str]) -> Mapping[str, Exit | None]:
         for task in tasks:
-            self._vms[task] = Vm(task, self._spools / task / "console", powered=True, started=True)
+            self._vms[task] = Vm(task, self._spools / task / "console")
+            self._vms[task].running.set()
             self._linux.listeners[task] = self
         found = dict(await self._linux.recover(tasks))
         for task in tasks:

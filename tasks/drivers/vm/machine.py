@@ -41,9 +41,9 @@ class Machine(Protocol):
         """Return the group that the program must have to use the hardware, if any."""
         ...
 
-    def command(self, hardware: Hardware, *, clone: bool = False, template: bool = False) -> Sequence[str]:
-        """Return the command line of a machine that boots, or (`clone`) goes on from RAM and STATE.
+    def command(self, hardware: Hardware, *, clone: bool) -> Sequence[str]:
+        """Return the command line of a machine that boots with its memory in RAM, or of a clone.
 
-        A `template` keeps its memory in RAM, shared.
+        A clone goes on from STATE with memory that is a copy of RAM, made page by page when it writes.
         """
         ...

@@ -32,7 +32,7 @@ def command(image: Path, initrd: Path, *, memory: int, words: str = "", options:
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-M", f"pc,usb=off,vmport=off,graphics=off{options}", "-accel", accel),
         *("-m", f"{memory >> 20}", "-kernel", str(image), "-initrd", str(initrd)),
-        *("-append", f"console=ttyS0 quiet panic=-1 reboot=t rdinit=/sbin/taskd {words}"),
+        *("-append", f"console=ttyS0 quiet panic=-1 reboot=t tsc=reliable rdinit=/sbin/taskd {words}"),
         *("-device", "virtio-serial-pci", "-device", "virtio-rng-pci"),
     ]
 
@@ -52,22 +52,17 @@ class Qemu:
     def group(self) -> int | None:
         return os.stat("/dev/kvm").st_gid if accelerator() == "kvm" else None
 
-    def command(self, hardware: Hardware, *, clone: bool = False, template: bool = False) -> Sequence[str]:
-        forked = clone or template
+    def command(self, hardware: Hardware, *, clone: bool) -> Sequence[str]:
         parts = command(
             hardware.kernel,
             hardware.initrd,
             memory=hardware.memory,
-            options=",memory-backend=ram" if forked else "",
+            options=",memory-backend=ram",
         )
-        if forked:
-            share = "on" if template else "off"
-            size = f"size={hardware.memory}"
-            where = f"mem-path=/dev/fd/{machine.RAM}"
-            parts += ["-object", f"memory-backend-file,id=ram,{size},{where},share={share}"]
-            parts += ["-global", "migration.x-ignore-shared=on"]
+        memory = f"size={hardware.memory},mem-path=/dev/fd/{machine.RAM},share={'off' if clone else 'on'}"
+        parts += ["-object", f"memory-backend-file,id=ram,{memory}"]
         if clone:
-            parts += ["-incoming", f"fd:{machine.STATE}"]
+            parts += ["-incoming", "defer"]
         wire = f"guestfwd=tcp:{names.FILES_ADDRESS}:{names.FILES_PORT}-chardev:files"
         parts += ["-chardev", f"socket,id=files,fd={machine.FILES}"]
         parts += ["-netdev", f"user,id=net,ipv6=off,restrict=on,{wire}"]
