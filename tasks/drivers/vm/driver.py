@@ -33,6 +33,7 @@ from tasks.taskd.channel import StreamChannel
 from tasks.taskd.guest import KERNEL_TREES
 from tasks.taskd.protocol import VERSION, Message, integer, table, text
 from vfs.directory import Dir
+from vfs.inline import park
 from vfs.ninep.operations import Attach
 from vfs.ninep.peer import PeerCred
 from vfs.ninep.server import Server
@@ -254,11 +255,13 @@ class VmDriver:
                 await vm.over.wait()
                 template.seal()
         except BaseException as error:
-            template.close()
-            raise self._explained(error, vm) from None
-        finally:
             with trio.CancelScope(shield=True):
                 await self._undo(vm)
+            template.close()
+            raise self._explained(error, vm) from None
+        else:
+            self.forget(name)
+        finally:
             vm.console.unlink(missing_ok=True)
         return template
 
@@ -270,11 +273,11 @@ class VmDriver:
         pairs = {number: socket.socketpair() for number in (machine.CONTROL, machine.MONITOR, machine.FILES)}
         control, monitor, files = (ours for ours, _ in pairs.values())
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        state = reopened(template.state)
+        state, image, archive = reopened(template.state), _opened(hardware.kernel), _opened(hardware.initrd)
         try:
             self._files.adopt(files, self._attacher(launch))
             fds = {number: theirs.fileno() for number, (_, theirs) in pairs.items()}
-            fds |= {machine.RAM: template.ram, machine.STATE: state}
+            fds |= {machine.RAM: template.ram, machine.STATE: state, machine.KERNEL: image, machine.INITRD: archive}
             theirs_of = dict(enumerate((machine.STDIN, machine.OUT, 2 if launch.pty else machine.ERR)))
             fds |= {theirs_of[number]: fd for number, fd in launch.fds.items()}
             spools = {theirs_of[number]: path for number, path in launch.spools.items()}
@@ -287,7 +290,7 @@ class VmDriver:
             vm.pid = await self._linux.start(
                 replace(
                     launch,
-                    argv=self._machine.command(hardware, clone=template.sealed),
+                    argv=self._machine.command(hardware.memory, clone=template.sealed),
                     env={"PATH": os.defpath},
                     cwd="/",
                     gid=self._machine.group() or launch.gid,
@@ -303,8 +306,8 @@ class VmDriver:
             monitor.close()
             raise
         finally:
-            os.close(null)
-            os.close(state)
+            for fd in (null, state, image, archive):
+                os.close(fd)
             for _, theirs in pairs.values():
                 theirs.close()
         self._linux.vault.hold(f"vm/{vm.id}", [control.fileno(), monitor.fileno()])
@@ -499,8 +502,9 @@ class VmDriver:
 
     async def stat(self, task: str, what: str) -> Mapping[str, int]:
         """Return the machine's figures and, beside them, the guest's own."""
-        figures = dict(await self._linux.stat(task, what))
         vm = self._vm(task)
+        await park()
+        figures = dict(await self._linux.stat(task, what))
         if not vm.paused:
             with trio.move_on_after(1):
                 found = table(await vm.call("stat", what=what), "figures")
@@ -554,6 +558,10 @@ class VmDriver:
     def forget(self, task: str) -> None:
         self._vms.pop(task, None)
         self._linux.forget(task)
+
+
+def _opened(path: Path) -> int:
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _streams(launch: Launch) -> dict[str, str]:

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-STDIN, OUT, CONTROL, MONITOR, FILES, RAM, STATE, ERR, CONSOLE = 0, 1, 3, 4, 5, 6, 7, 12, 20
+STDIN, OUT = 0, 1
+CONTROL, MONITOR, FILES, RAM, STATE, KERNEL, INITRD, ERR, CONSOLE = range(3, 12)
 """Numbers of the machine's descriptors.
 
-The task's input and output, a socket to the supervisor inside, one to the machine's own monitor, one on which the 9P
-server answers the guest; the memory and the device state that a clone starts from; the task's error output (2 is the
-machine's own) and the guest's console.
+The task's input and output; a socket to the supervisor inside, one to the machine's own monitor, one on which the 9P
+server answers the guest; the memory and the device state that a clone starts from; what boots; the task's error output
+(2 is the machine's own) and the guest's console.
 """
 
 
@@ -41,8 +42,8 @@ class Machine(Protocol):
         """Return the group that the program must have to use the hardware, if any."""
         ...
 
-    def command(self, hardware: Hardware, *, clone: bool) -> Sequence[str]:
-        """Return the command line of a machine that boots with its memory in RAM, or of a clone.
+    def command(self, memory: int, *, clone: bool) -> Sequence[str]:
+        """Return the command line of a machine that boots with `memory` bytes in RAM, or of a clone.
 
         A clone goes on from STATE with memory that is a copy of RAM, made page by page when it writes.
         """

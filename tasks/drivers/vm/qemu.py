@@ -7,7 +7,6 @@ from functools import cache
 from pathlib import Path
 
 from tasks.drivers.vm import machine, names
-from tasks.drivers.vm.machine import Hardware
 from tasks.taskd.guest import CONTROL
 
 PROGRAM = "qemu-system-x86_64"
@@ -52,15 +51,15 @@ class Qemu:
     def group(self) -> int | None:
         return os.stat("/dev/kvm").st_gid if accelerator() == "kvm" else None
 
-    def command(self, hardware: Hardware, *, clone: bool) -> Sequence[str]:
+    def command(self, memory: int, *, clone: bool) -> Sequence[str]:
         parts = command(
-            hardware.kernel,
-            hardware.initrd,
-            memory=hardware.memory,
+            Path(f"/dev/fd/{machine.KERNEL}"),
+            Path(f"/dev/fd/{machine.INITRD}"),
+            memory=memory,
             options=",memory-backend=ram",
         )
-        memory = f"size={hardware.memory},mem-path=/dev/fd/{machine.RAM},share={'off' if clone else 'on'}"
-        parts += ["-object", f"memory-backend-file,id=ram,{memory}"]
+        shared = f"size={memory},mem-path=/dev/fd/{machine.RAM},share={'off' if clone else 'on'}"
+        parts += ["-object", f"memory-backend-file,id=ram,{shared}"]
         if clone:
             parts += ["-incoming", "defer"]
         wire = f"guestfwd=tcp:{names.FILES_ADDRESS}:{names.FILES_PORT}-chardev:files"
