@@ -11,6 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))  # started alone, without the environment's packages
 
+from tasks.workspace.manifest import lock
 from tasks.workspace.passes import Progress, sync
 from tasks.workspace.side import Side
 
@@ -38,8 +39,8 @@ def say(what: object) -> None:
 def main(words: list[str]) -> int:
     gc.disable()  # many small objects, none of them in a cycle
     left, right, record, *owner = words
-    with open(str(Path(record).with_suffix(".lock")), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with lock(Path(record)).open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
         try:
             folders = (Side(Path(left)), Side(Path(right), (int(owner[0]), int(owner[1])) if owner else None))
             report = sync(*folders, Path(record), Teller())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tasks.sessions.model import Session
 from tasks.sessions.ports import Tell
-from tasks.workspace.manifest import load
+from tasks.workspace.manifest import forget, load_conflicts
 from tasks.workspace.passes import Progress
 from tasks.workspace.workspace import Workspace
 
@@ -34,11 +34,10 @@ class Folders:
 
     def conflicts(self, session: str) -> Sequence[str]:
         """Return where the versions of a session are that conflicted, and of what, one line each."""
-        return [f"{each.kept} ({each.path}: {each.why})" for each in load(self._record(session)).conflicts]
+        return [f"{each.kept} ({each.path}: {each.why})" for each in load_conflicts(self._record(session))]
 
     def forget(self, session: str) -> None:
-        for path in (self._record(session), self._record(session).with_suffix(".lock")):
-            path.unlink(missing_ok=True)
+        forget(self._record(session))
 
     def _record(self, session: str) -> Path:
         return self._state / f"{session}.json"

@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,27 +37,49 @@ def load(path: Path) -> Manifest:
 
     Without one a sync deletes nothing: it merges.
     """
+    conflicts = load_conflicts(path)
     try:
         data = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):
-        return Manifest()
+        return Manifest(conflicts=conflicts)
     if data.get("version") != VERSION:
-        return Manifest()
+        return Manifest(conflicts=conflicts)
     base = {name: Pair(Entry(*left), Entry(*right)) for name, (left, right) in data["base"].items()}
-    return Manifest(data["left"], data["right"], base, [Conflict(*each) for each in data["conflicts"]])
+    return Manifest(data["left"], data["right"], base, conflicts)
+
+
+def load_conflicts(path: Path) -> list[Conflict]:
+    """Return only the conflicts of the manifest `path`: they stand in a file of their own, being asked for often."""
+    try:
+        return [Conflict(*each) for each in json.loads(_conflicts(path).read_bytes())]
+    except (FileNotFoundError, ValueError):
+        return []
 
 
 def save(path: Path, manifest: Manifest) -> None:
     """Replace the manifest in one step, on disk when this returns."""
-    conflicts: Sequence[Sequence[object]] = [(c.path, c.kept, c.at, c.why) for c in manifest.conflicts]
-    data = {
-        "version": VERSION,
-        "left": manifest.left,
-        "right": manifest.right,
-        "base": manifest.base,
-        "conflicts": conflicts,
-    }
-    temp = path.with_suffix(".new")
+    _replace(_conflicts(path), [(each.path, each.kept, each.at, each.why) for each in manifest.conflicts])
+    data = {"version": VERSION, "left": manifest.left, "right": manifest.right, "base": manifest.base}
+    _replace(path, data)
+
+
+def forget(path: Path) -> None:
+    """Remove the manifest and what lies beside it."""
+    for file in (path, _conflicts(path), lock(path)):
+        file.unlink(missing_ok=True)
+
+
+def lock(path: Path) -> Path:
+    """Return the file that a sync locks."""
+    return path.with_suffix(".lock")
+
+
+def _conflicts(path: Path) -> Path:
+    return path.with_suffix(".conflicts")
+
+
+def _replace(path: Path, data: object) -> None:
+    temp = path.with_name(path.name + ".new")
     with temp.open("w") as file:
         file.write(json.dumps(data))
         file.flush()

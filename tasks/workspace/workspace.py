@@ -12,7 +12,7 @@ from typing import Any
 import trio
 
 from tasks.workspace import __main__ as program
-from tasks.workspace.manifest import Conflict, load
+from tasks.workspace.manifest import Conflict, load_conflicts
 from tasks.workspace.passes import Progress, Report
 
 MAX_LINE = 256 << 20
@@ -62,7 +62,7 @@ class Workspace:
 
     def conflicts(self) -> list[Conflict]:
         """Return the conflicts that nobody has cleared away since they were found."""
-        return load(self.record).conflicts
+        return load_conflicts(self.record)
 
 
 async def lines(stream: trio.abc.ReceiveStream) -> AsyncIterator[bytes]:

@@ -10,31 +10,16 @@ import signal
 from pathlib import Path
 
 import pytest
-from browser import Site, ask, chromium, prompts, screen, shows, turn, visitor
+from browser import ask, prompts, screen, shows, turn, visitor
 from serving import supervisor
 
 pytestmark = pytest.mark.root
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as one:
-        yield one
-
-
-@pytest.fixture
-def site(tmp_path_factory):
-    top = tmp_path_factory.mktemp("site")
-    top.chmod(0o755)
-    one = Site(top)
-    yield one
-    one.wire.close()
-
-
-def test_fast_completion_is_shown(browser, site):
+def test_fast_completion_is_shown(browser, served):
     """A prompt that is over before anybody could look is shown as over."""
-    with site.running(), visitor(browser, site, "s/fast") as page:
-        site.ask("POST", "/api/sessions", {"id": "fast", "run": ["/bin/cat"]})
+    with visitor(browser, served, "s/fast") as page:
+        served.ask("POST", "/api/sessions", {"id": "fast", "run": ["/bin/cat"]})
         page.wait_for_selector("#prompt")
         for number in range(5):
             ask(page, f"message {number}")
@@ -42,76 +27,72 @@ def test_fast_completion_is_shown(browser, site):
             assert turn(page, "completed") == f"message {number}"
 
 
-def test_lost_connections_lose_nothing(browser, site):
+def test_lost_connections_lose_nothing(browser, served):
     """What happens while requests fail is shown once they no longer do, and nothing twice."""
-    with site.running():
-        site.gated("a")
-        gate = site.gate("g")
-        with visitor(browser, site, "s/a") as page:
-            ask(page, "g")
-            with gate() as pen:
-                pen.write(b"one ")
-                shows(page, "one ")
-                site.wire.cut()
-                page.wait_for_selector("[data-link=lost]")
-                pen.write(b"two ")
-                site.until("/api/sessions/a", lambda state: state["tasks"][-1]["output"] == "one two ")
-                site.wire.mend()
-                shows(page, "one two ")
-                site.wire.cut()
-                page.wait_for_selector("[data-link=lost]")
-                pen.write(b"three")
-            site.until("/api/sessions/a", lambda state: state["tasks"][-1]["state"] == "completed")
-            site.wire.mend()
-            assert turn(page, "completed") == "one two three"
-            page.wait_for_selector("[data-link=live]")
-
-
-def test_streams_cut_again_and_again_leave_no_gap_and_no_duplicate(browser, site):
-    with site.running():
-        site.gated("a")
-        gate = site.gate("g")
-        with visitor(browser, site, "s/a") as page:
-            ask(page, "g")
-            text = ""
-            with gate() as pen:
-                for number in range(30):
-                    pen.write(f"{number} ".encode())
-                    text += f"{number} "
-                    if number % 10 == 5:
-                        site.wire.cut()
-                        page.wait_for_selector("[data-link=lost]")
-                        site.wire.mend()
-            assert turn(page, "completed") == text
-
-
-def test_prompt_sent_over_a_broken_line_is_taken_once(browser, site):
-    with site.running():
-        site.ask("POST", "/api/sessions", {"id": "a", "run": ["/bin/cat"]})
-        with visitor(browser, site, "s/a") as page:
-            page.wait_for_selector("#prompt")
-            site.wire.cut()
-            ask(page, "hello")
-            page.wait_for_selector("[role=alert]")
-            site.wire.mend()
-            page.press("#prompt", "Enter")
-            assert turn(page, "completed") == "hello"
-            page.wait_for_selector("[role=alert]", state="detached")
-        assert len(site.ask("GET", "/api/history")) == 1
-
-
-def test_closed_tab_loses_nothing(browser, site):
-    with site.running():
-        site.gated("a")
-        gate = site.gate("g")
-        with visitor(browser, site, "s/a") as page:
-            ask(page, "g")
-            turn(page, "working")
+    served.gated("lost")
+    gate = served.gate("g-lost")
+    with visitor(browser, served, "s/lost") as page:
+        ask(page, "g-lost")
         with gate() as pen:
-            pen.write(b"while nobody looked")
-        site.until("/api/sessions/a", lambda state: state["tasks"][-1]["state"] == "completed")
-        with visitor(browser, site, "s/a") as page:
-            assert turn(page, "completed") == "while nobody looked"
+            pen.write(b"one ")
+            shows(page, "one ")
+            served.wire.cut()
+            page.wait_for_selector("[data-link=lost]")
+            pen.write(b"two ")
+            served.until("/api/sessions/lost", lambda state: state["tasks"][-1]["output"] == "one two ")
+            served.wire.mend()
+            shows(page, "one two ")
+            served.wire.cut()
+            page.wait_for_selector("[data-link=lost]")
+            pen.write(b"three")
+        served.until("/api/sessions/lost", lambda state: state["tasks"][-1]["state"] == "completed")
+        served.wire.mend()
+        assert turn(page, "completed") == "one two three"
+        page.wait_for_selector("[data-link=live]")
+
+
+def test_streams_cut_again_and_again_leave_no_gap_and_no_duplicate(browser, served):
+    served.gated("cut")
+    gate = served.gate("g-cut")
+    with visitor(browser, served, "s/cut") as page:
+        ask(page, "g-cut")
+        text = ""
+        with gate() as pen:
+            for number in range(30):
+                pen.write(f"{number} ".encode())
+                text += f"{number} "
+                if number % 10 == 5:
+                    served.wire.cut()
+                    page.wait_for_selector("[data-link=lost]")
+                    served.wire.mend()
+        assert turn(page, "completed") == text
+
+
+def test_prompt_sent_over_a_broken_line_is_taken_once(browser, served):
+    served.ask("POST", "/api/sessions", {"id": "once", "run": ["/bin/cat"]})
+    with visitor(browser, served, "s/once") as page:
+        page.wait_for_selector("#prompt")
+        served.wire.cut()
+        ask(page, "hello")
+        page.wait_for_selector("[role=alert]")
+        served.wire.mend()
+        page.press("#prompt", "Enter")
+        assert turn(page, "completed") == "hello"
+        page.wait_for_selector("[role=alert]", state="detached")
+    assert len(served.ask("GET", "/api/history?session=once")) == 1
+
+
+def test_closed_tab_loses_nothing(browser, served):
+    served.gated("tab")
+    gate = served.gate("g-tab")
+    with visitor(browser, served, "s/tab") as page:
+        ask(page, "g-tab")
+        turn(page, "working")
+    with gate() as pen:
+        pen.write(b"while nobody looked")
+    served.until("/api/sessions/tab", lambda state: state["tasks"][-1]["state"] == "completed")
+    with visitor(browser, served, "s/tab") as page:
+        assert turn(page, "completed") == "while nobody looked"
 
 
 def test_killed_server_is_no_end(browser, site):
@@ -135,22 +116,21 @@ def test_killed_server_is_no_end(browser, site):
                     page.wait_for_selector("[data-link=live]")
 
 
-def test_killed_agent_is_told_and_started_again(browser, site):
-    with site.running():
-        agent = site.served.state / "tmp/small_agent.py"
-        shutil.copy(Path(__file__).parent.parent / "sessions/small_agent.py", agent)
-        agent.chmod(0o644)
-        site.ask("POST", "/api/sessions", {"id": "a", "agent": ["/usr/bin/python3", "/tmp/small_agent.py"]})
-        with visitor(browser, site, "s/a") as page:
-            ask(page, "wait")
-            shows(page, "waiting")
-            task = site.ask("GET", "/api/sessions/a")["agent_task"]
-            site.ask("POST", f"/api/programs/{task}/kill", {"signal": "KILL"})
-            turn(page, "failed")
-            assert "interrupted" in page.inner_text("article .foot")
-            ask(page, "hello again")
-            prompts(page, 2)
-            assert turn(page, "completed") == "heard: hello again"
+def test_killed_agent_is_told_and_started_again(browser, served):
+    agent = served.served.state / "tmp/small_agent.py"
+    shutil.copy(Path(__file__).parent.parent / "sessions/small_agent.py", agent)
+    agent.chmod(0o644)
+    served.ask("POST", "/api/sessions", {"id": "agent", "agent": ["/usr/bin/python3", "/tmp/small_agent.py"]})
+    with visitor(browser, served, "s/agent") as page:
+        ask(page, "wait")
+        shows(page, "waiting")
+        task = served.ask("GET", "/api/sessions/agent")["agent_task"]
+        served.ask("POST", f"/api/programs/{task}/kill", {"signal": "KILL"})
+        turn(page, "failed")
+        assert "interrupted" in page.inner_text("article .foot")
+        ask(page, "hello again")
+        prompts(page, 2)
+        assert turn(page, "completed") == "heard: hello again"
 
 
 def test_lost_supervisor_leaves_nothing_at_work(browser, site):
@@ -169,58 +149,54 @@ def test_lost_supervisor_leaves_nothing_at_work(browser, site):
                 assert turn(page, "failed") == "half"
 
 
-def test_terminal_types_and_goes_on_after_a_lost_connection(browser, site):
-    with site.running():
-        site.ask("POST", "/api/sessions", {"id": "a", "run": ["/bin/cat"]})
-        with visitor(browser, site, "s/a/terminal") as page:
-            page.click("text=Open a shell")
-            page.wait_for_selector(".xterm-helper-textarea", state="attached")
-            screen(page, r"\$")
-            page.keyboard.type("echo $((6*7)); id -un\n")
-            screen(page, "42")
-            screen(page, "pw-a")
-            site.wire.cut()
-            page.wait_for_selector("[data-link=lost]")
-            site.wire.mend()
-            page.wait_for_selector("[data-link=live]")
-            page.keyboard.type("echo again-$((7*7))\n")
-            assert screen(page, "again-49").count("pw-a") == 1, "nothing is shown twice"
+def test_terminal_types_and_goes_on_after_a_lost_connection(browser, served):
+    served.ask("POST", "/api/sessions", {"id": "shell", "run": ["/bin/cat"]})
+    with visitor(browser, served, "s/shell/terminal") as page:
+        page.click("text=Open a shell")
+        page.wait_for_selector(".xterm-helper-textarea", state="attached")
+        screen(page, r"\$")
+        page.keyboard.type("echo $((6*7)); id -un\n")
+        screen(page, "42")
+        screen(page, "pw-shell")
+        served.wire.cut()
+        page.wait_for_selector("[data-link=lost]")
+        served.wire.mend()
+        page.wait_for_selector("[data-link=live]")
+        page.keyboard.type("echo again-$((7*7))\n")
+        assert screen(page, "again-49").count("pw-shell") == 1, "nothing is shown twice"
 
 
-def test_page_is_led_by_keys_and_fits_a_phone(browser, site):
-    with site.running():
-        for name in ("one", "two"):
-            site.ask("POST", "/api/sessions", {"id": name, "run": ["/bin/cat"]})
-        with visitor(browser, site) as page:
-            page.keyboard.press("j")
-            page.wait_for_selector("h1:text-is('one')")
+def test_page_is_led_by_keys_and_fits_a_phone(browser, served):
+    for name in ("one", "two"):
+        served.ask("POST", "/api/sessions", {"id": name, "run": ["/bin/cat"]})
+    with visitor(browser, served, "s/one") as page:
+        for key, name in (("j", "two"), ("k", "one"), ("j", "two")):
             page.press("#prompt", "Escape")
-            page.keyboard.press("j")
-            page.wait_for_selector("h1:text-is('two')")
-            page.press("#prompt", "Escape")
-            page.keyboard.press("n")
-            page.fill("dialog [name=id]", "three")
-            page.fill("dialog [name=command]", "tr a-z A-Z")
-            page.press("dialog [name=id]", "Enter")
-            page.wait_for_selector("h1:text-is('three')")
-            ask(page, "loud")
-            assert turn(page, "completed") == "LOUD"
-        with visitor(browser, site, "s/three", viewport={"width": 360, "height": 640}) as page:
-            assert turn(page, "completed") == "LOUD"
-            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-            page.click("text=Sessions")
-            page.click("nav >> text=one")
-            page.wait_for_selector("h1:text-is('one')")
+            page.keyboard.press(key)
+            page.wait_for_selector(f"h1:text-is('{name}')")
+        page.press("#prompt", "Escape")
+        page.keyboard.press("n")
+        page.fill("dialog [name=id]", "three")
+        page.fill("dialog [name=command]", "tr a-z A-Z")
+        page.press("dialog [name=id]", "Enter")
+        page.wait_for_selector("h1:text-is('three')")
+        ask(page, "loud")
+        assert turn(page, "completed") == "LOUD"
+    with visitor(browser, served, "s/three", viewport={"width": 360, "height": 640}) as page:
+        assert turn(page, "completed") == "LOUD"
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        page.click("text=Sessions")
+        page.click("nav >> text=one")
+        page.wait_for_selector("h1:text-is('one')")
 
 
-def test_namespace_and_resources_of_the_agent_are_shown(browser, site):
-    with site.running():
-        site.gated("a")
-        gate = site.gate("g")
-        with visitor(browser, site, "s/a") as page:
-            ask(page, "g")
-            with gate():
-                page.click("text=Namespace")
-                page.wait_for_selector("pre:has-text('bind #task /task')")
-                page.click("text=Resources")
-                page.wait_for_selector("polyline")
+def test_namespace_and_resources_of_the_agent_are_shown(browser, served):
+    served.gated("seen")
+    gate = served.gate("g-seen")
+    with visitor(browser, served, "s/seen") as page:
+        ask(page, "g-seen")
+        with gate():
+            page.click("text=Namespace")
+            page.wait_for_selector("pre:has-text('bind #task /task')")
+            page.click("text=Resources")
+            page.wait_for_selector("polyline")
