@@ -67,7 +67,7 @@ class Agent:
                 if lines.position < spool.start:
                     lines.skip_to(spool.start)
                     self._chronicle.happened(self._session, "note", {"text": "some output of the agent was lost"})
-                data = os.pread(file, min(CHUNK, spool.end - lines.position), lines.position)
+                data = os.pread(file, CHUNK, lines.position)[: max(0, spool.end - lines.position)]
                 if not data:
                     self.gone = True
                     self.news.notify()

@@ -114,7 +114,7 @@ Seen = tuple[str, dict[str, Any]]
 def fold(progress: Progress, message: Message) -> list[Seen]:
     """Take a message of the agent into `progress`; return what a viewer sees of it, as (kind, data)."""
     match message.get("type"):
-        case "response" if message.get("command") == "prompt":
+        case "response" if message.get("command") == "prompt" and not progress.accepted:
             progress.accepted = bool(message.get("success"))
             progress.refused = "" if progress.accepted else _text(message, "error")[:MAX_REASON] or "refused"
         case "agent_start":

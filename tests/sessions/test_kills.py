@@ -33,6 +33,7 @@ class Client:
             self.socket.close()
             raise
         self.lines = self.read()
+        self.kept = []
         self.count = 0
 
     def read(self):
@@ -50,9 +51,14 @@ class Client:
             return None
 
     def next(self, fits):
+        """Return the next message that fits; what came before it is kept for another."""
+        for at, message in enumerate(self.kept):
+            if fits(message):
+                return self.kept.pop(at)
         for message in self.lines:
             if fits(message):
                 return message
+            self.kept.append(message)
         raise EOFError
 
     def result(self, kind, **payload):
