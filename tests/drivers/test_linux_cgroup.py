@@ -50,9 +50,11 @@ def version_2(tmp_path: Path, **files: str) -> Group:
 
 
 def test_version_2_limits_are_written_in_its_own_words(tmp_path: Path) -> None:
-    there = dict.fromkeys(("memory__max", "memory__swap__max", "memory__oom__group", "pids__max", "cpu__max"), "")
+    there = dict.fromkeys(
+        ("memory__max", "memory__swap__max", "memory__oom__group", "pids__max", "cpu__max", "cpu__weight__nice"), ""
+    )
     group = version_2(tmp_path, **there)
-    group.limit(Limits(memory=1 << 20, pids=7, cpu=1.5))
+    group.limit(Limits(memory=1 << 20, pids=7, cpu=1.5, nice=3))
     written = {file.name: file.read_text() for file in (tmp_path / "task").iterdir()}
     assert written == {
         "memory.max": "1048576",
@@ -60,6 +62,7 @@ def test_version_2_limits_are_written_in_its_own_words(tmp_path: Path) -> None:
         "memory.oom.group": "1",
         "pids.max": "7",
         "cpu.max": "150000 100000",
+        "cpu.weight.nice": "3",
     }
     group.limit(Limits())
     written = {file.name: file.read_text() for file in (tmp_path / "task").iterdir()}

@@ -22,6 +22,8 @@ from tasks.drivers.linux.oom import OomNotice
 CONTROLLERS = frozenset({"memory", "pids", "cpu", "cpuacct", "io", "blkio", "freezer"})
 PERIOD_USEC = 100_000
 LEAST_QUOTA_USEC = 1_000
+SHARES, LEAST_SHARES = 1024, 2
+"""A version 1 group's part of a processor at nice 0; each step of nice is a factor of 1.25, as for processes."""
 LATE = frozenset({"pids", "cpu"})
 """Controllers that do nothing without a limit: a version 1 directory of theirs is made only for one."""
 TAKE_IN_ROUNDS = 32
@@ -116,14 +118,19 @@ class Group:
         return self.unified or self._directories[0]
 
     def limit(self, limits: Limits) -> None:
-        """Apply the limits, None lifting one. ENOTSUP without the controller; EBUSY if memory in use can't be freed."""
+        """Apply the limits, None lifting one; `nice` weighs the group as a whole against others.
+
+        ENOTSUP without the controller; EBUSY if memory in use can't be freed.
+        """
         self._limit_memory(limits.memory)
         self._set("pids", {"pids.max": "max" if limits.pids is None else str(limits.pids)}, limits.pids)
         quota = None if limits.cpu is None else max(LEAST_QUOTA_USEC, round(limits.cpu * PERIOD_USEC))
         if self._has("cpu", unified=True):
-            self._set("cpu", {"cpu.max": f"{quota or 'max'} {PERIOD_USEC}"}, quota)
+            values = {"cpu.max": f"{quota or 'max'} {PERIOD_USEC}", "cpu.weight.nice": str(limits.nice)}
         else:
-            self._set("cpu", {"cpu.cfs_period_us": str(PERIOD_USEC), "cpu.cfs_quota_us": str(quota or -1)}, quota)
+            values = {"cpu.cfs_period_us": str(PERIOD_USEC), "cpu.cfs_quota_us": str(quota or -1)}
+            values["cpu.shares"] = str(max(LEAST_SHARES, round(SHARES / 1.25**limits.nice)))
+        self._set("cpu", values, quota)
 
     def _limit_memory(self, limit: int | None) -> None:
         if self._has("memory", unified=True):

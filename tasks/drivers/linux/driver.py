@@ -168,7 +168,7 @@ class LinuxDriver:
             return None
         group = self._cgroups.make(task)
         try:
-            if limits != Limits(nice=limits.nice):
+            if limits != Limits():
                 group.limit(limits)
         except OSError:
             self._cgroups.remove(group)
