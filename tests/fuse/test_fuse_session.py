@@ -21,6 +21,7 @@ from errno import (
     ESTALE,
     EXDEV,
 )
+from pathlib import Path
 
 import pytest
 import trio
@@ -731,8 +732,32 @@ RARE = frozenset({Op.FORGET, Op.BATCH_FORGET, Op.RELEASE, Op.RELEASEDIR, Op.DEST
 FREQUENT = (Op.LOOKUP, Op.CREATE, Op.OPEN, Op.READ, Op.WRITE, Op.READ, Op.WRITE, Op.POLL, Op.INTERRUPT, Op.SETLKW)
 
 
+def recorded() -> list[tuple[Op, bytes]]:
+    """Return the requests that a real kernel once sent."""
+    lines = (Path(__file__).with_name("corpus") / "requests.txt").read_text().splitlines()
+    return [(Op[name], bytes.fromhex(frame)) for name, frame in (line.split() for line in lines if line[0] != "#")]
+
+
+CORPUS = recorded()
+
+
+def test_requests_of_a_kernel_are_decoded_whole():
+    assert {op for op, _ in CORPUS} >= set(REQUESTS) - {Op.ACCESS, Op.DESTROY, Op.READDIR}
+    for op, frame in CORPUS:
+        layout = REQUESTS[op]
+        assert struct.unpack_from("=II", frame) == (len(frame), op)
+        fields = messages.decoder(layout)(memoryview(frame))
+        strings = [field for field in fields if isinstance(field, str)]
+        assert len(strings) == layout.names + layout.text
+        data = len(fields[-1]) if layout.data else 0
+        assert 40 + layout.body.size + sum(len(os.fsencode(text)) + 1 for text in strings) + data == len(frame)
+
+
 class Fuzz:
-    """Requests that are almost right: known numbers, plausible fields, and at times random ones, a cut or a flip."""
+    """Requests that are almost right: known numbers, plausible fields, and at times random ones, a cut or a flip.
+
+    Some are a kernel's own, with numbers that mean something here.
+    """
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
@@ -773,12 +798,22 @@ class Fuzz:
             body += data
         return bytes(body)
 
+    def recorded(self) -> tuple[Op, bytes]:
+        op, frame = self.random.choice([recorded for recorded in CORPUS if recorded[0] not in RARE | {Op.INIT}])
+        body = bytearray(frame[IN_HEADER.size :])
+        if op in messages.ON_HANDLE:
+            struct.pack_into("=Q", body, 0, self.random.choice(self.fhs))
+        return op, bytes(body)
+
     def frame(self, unique: int) -> bytes:
         choose = self.random.choice
-        op = choose(FREQUENT if self.random.random() < 0.5 else [op for op in REQUESTS if op is not Op.INIT])
-        if op in RARE and self.random.random() < 0.8:
-            op = Op.READ
-        body = self.body(op, unique)
+        if self.random.random() < 0.2:
+            op, body = self.recorded()
+        else:
+            op = choose(FREQUENT if self.random.random() < 0.5 else [op for op in REQUESTS if op is not Op.INIT])
+            if op in RARE and self.random.random() < 0.8:
+                op = Op.READ
+            body = self.body(op, unique)
         nodeid = choose((1, choose(self.nodeids), choose(self.nodeids[-10:])))
         frame = bytearray(IN_HEADER.pack(40 + len(body), op, unique, nodeid, 0, 0, 1, 0, 0) + body)
         fate = self.random.random()
