@@ -135,9 +135,16 @@ class Live:
             async with self._syncing:
                 await self._all.bring_in_step(self.record)
 
+    async def sync_or_tell(self) -> None:
+        """Do the same where nobody waits for it: what goes wrong is told as a happening."""
+        try:
+            await self.sync()
+        except OSError as error:
+            self._all.chronicle.happened(self.id, "sync", {"error": error.strerror or str(error)})
+
     async def _keep_work(self, turn: Turn) -> None:
-        """Keep what a turn has made, before it counts as over."""
-        await self.sync()
+        """Keep what a turn has made, before it counts as over; where that cannot be done, say so."""
+        await self.sync_or_tell()
         await self._all.collect(self.record, turn)
 
     # The loop

@@ -187,6 +187,7 @@ class Sessions:
     async def switch(self, id: str) -> Session:
         """Make a session the active one, and return it when it can work: at once where its agent lives.
 
+        Folders of the two sessions are brought in step meanwhile, unless a turn is at work there.
         EBUSY if it is archived, ETIMEDOUT, or what kept its agent from starting; it is the active one all the same.
         """
         live = self._known(id)
@@ -198,9 +199,8 @@ class Sessions:
                 self.chronicle.happened(id, "switched", {"from": before})
         await self._until_ready(live)
         for other in {before, id} & self._live.keys():
-            if (folder := self._live[other]).record.spec.folder:
-                await park()
-                await folder.sync()
+            if self._live[other].state is not State.ACTIVE and self._nursery is not None:
+                self._nursery.start_soon(self._live[other].sync_or_tell)
         return live.record
 
     async def _until_ready(self, live: Live) -> None:

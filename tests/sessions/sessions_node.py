@@ -55,19 +55,19 @@ class Node:
         return [row.kind for row in self.chronicle.since(0, session, 10_000)]
 
 
-def config_of(tmp_path, policy):
+def config_of(tmp_path, policy, text=SCRIPT):
     script = tmp_path / "init.ns"
-    script.write_text(SCRIPT)
+    script.write_text(text)
     state = tmp_path / "state"
     state.mkdir(mode=0o711, exist_ok=True)
     return Config(state=state, listen=("unix!/nowhere",), namespace=script, sessions=Policy(**policy))
 
 
 @asynccontextmanager
-async def node(tmp_path, survivor=None, **policy):
+async def node(tmp_path, survivor=None, *, script=SCRIPT, **policy):
     """Open a node over `tmp_path`; opened again there with the driver that survived, it is the next server."""
     async with trio.open_nursery() as nursery:
-        house = House(config_of(tmp_path, policy), nursery)
+        house = House(config_of(tmp_path, policy, script), nursery)
         driver = FakeDriver(house.service, survivor)
         await house.open({"linux": driver}, NoVault())
         await nursery.start(house.service.run)
