@@ -125,11 +125,9 @@ class StreamChannel:
         malformed: OSError | None = None
         for data in frames:
             try:
-                message = decode(data)
-            except OSError as error:
+                handle(decode(data), ())
+            except OSError as error:  # those that came with it are good
                 malformed = error
-                continue
-            handle(message, ())
         if malformed:
             raise malformed
         return True

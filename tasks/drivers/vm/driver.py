@@ -46,7 +46,6 @@ OVERHEAD = 256 << 20
 """Bytes that a machine may need beside its guest's memory."""
 MSIZE = 256 << 10
 BOOT_SECONDS = 120.0
-HEARTBEAT_SECONDS = 5.0
 HUNG_SECONDS = 60.0
 SAVED_BYTES = 4096
 BROKEN = 134
@@ -123,7 +122,8 @@ class Template:
 class VmDriver:
     """Implements `tasks.drivers.base.Driver` on top of the Linux driver, whose supervisor it shares. `run` must run.
 
-    `files` serves the guests' namespaces and must be running. `spools` is where each task's console is kept, as
+    `files` serves the guests' namespaces and must be running. A guest has `boot` seconds to come up, and is ended when
+    it does not answer for `patience` seconds. `spools` is where each task's console is kept, as
     `ID/console`; `kernels` is the cache of guest kernels, `cache` a directory for what is made of them.
     """
 
@@ -139,6 +139,8 @@ class VmDriver:
         spools: Path,
         kernels: Path,
         cache: Path,
+        boot: float = BOOT_SECONDS,
+        patience: float = HUNG_SECONDS,
     ) -> None:
         self._linux = linux
         self._listener = listener
@@ -148,6 +150,8 @@ class VmDriver:
         self._kernels = kernels
         self._cache = cache
         self._vms: dict[str, Vm] = {}
+        self._boot = boot
+        self._patience = patience
         self._making = trio.Lock()
         self._templates: dict[Hardware, Template] = {}
         self._nursery: trio.Nursery
@@ -181,7 +185,7 @@ class VmDriver:
         try:
             template = await self._template(hardware)
             with closing(await self._power_on(vm, launch, hardware, template)) as monitor:
-                with trio.fail_after(BOOT_SECONDS):
+                with trio.fail_after(self._boot):
                     await monitor.begin()
                     await load(monitor, machine.STATE)
                     await self._begin(vm, launch)
@@ -245,7 +249,7 @@ class VmDriver:
         launch = Launch(id=name, argv=(), env={}, cwd="/", uid=uid, gid=gid, user="", home=Path("/"))
         try:
             with (
-                trio.fail_after(BOOT_SECONDS),
+                trio.fail_after(self._boot),
                 closing(await self._power_on(vm, launch, hardware, template)) as monitor,
             ):
                 await vm.call("hello", version=VERSION)
@@ -419,8 +423,8 @@ class VmDriver:
         """End a machine whose guest does not answer any more."""
         await vm.running.wait()  # a template must have no request on its way when it is saved
         while True:
-            await trio.sleep(HEARTBEAT_SECONDS)
-            with trio.move_on_after(HUNG_SECONDS) as patience:
+            await trio.sleep(self._patience / 10)
+            with trio.move_on_after(self._patience) as patience:
                 try:
                     await vm.call("ping")
                 except OSError:

@@ -27,7 +27,7 @@ def command(image: Path, initrd: Path, *, memory: int, words: str = "", options:
     """Return the command line of a bare machine with virtio ports, entropy, and no other device. `memory` in bytes."""
     accel = "kvm" if accelerator() == "kvm" else "tcg,tb-size=64"
     return [
-        PROGRAM,
+        shutil.which(PROGRAM) or PROGRAM,
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-M", f"pc,usb=off,vmport=off,graphics=off{options}", "-accel", accel),
         *("-m", f"{memory >> 20}", "-kernel", str(image), "-initrd", str(initrd)),
