@@ -22,6 +22,7 @@ from serving import Server, serving, table
 
 PYTHON = "/usr/bin/python3"
 FILES, FOLDERS = 2000, 40
+OWNER = 12345
 PROGRAMS = {
     "git status": "git -c safe.directory=* status --short",
     "tar": "tar cf /dev/null --exclude=big .",
@@ -72,6 +73,7 @@ def prepare(directory: Path) -> None:
     for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "all"]):
         subprocess.run([*git, *words], check=True)
     (directory / "big").write_bytes(os.urandom(1 << 20) * 64)
+    subprocess.run(["chown", "-R", f"{OWNER}:{OWNER}", str(directory)], check=True)
 
 
 def task(server: Server, program: str, *words: str, binds: tuple[str, ...] = (), ctl: tuple[str, ...] = ()) -> Path:

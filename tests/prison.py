@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from serving import SECONDS
+from serving import SECONDS, Served
 
 PYTHON = "/usr/bin/python3"
+SECRET = "nobody else may read this"
 CLEAR = "0"
 """What `Prisoner.attempt` returns for an attempt that nothing refused."""
 
@@ -156,3 +157,15 @@ class Prisoner:
         self._in.close()
         os.close(self._out)
         self.cell.end()
+
+
+@dataclass(frozen=True)
+class Prison:
+    """Where the prisoners are, and what is outside."""
+
+    served: Served
+    mount: Path
+    sibling: Cell
+    sibling_pid: int
+    bound: Path
+    """A directory of the host that every prisoner has at /bound."""

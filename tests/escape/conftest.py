@@ -2,26 +2,11 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from prison import Cell, Prisoner, new_cell
-from serving import Served, serving
-
-SECRET = "nobody else may read this"
-
-
-@dataclass(frozen=True)
-class Prison:
-    """Where the prisoners are, and what is outside."""
-
-    served: Served
-    mount: Path
-    sibling: Cell
-    sibling_pid: int
-    bound: Path
-    """A directory of the host that every prisoner has at /bound."""
+from prison import SECRET, Prison, Prisoner, new_cell
+from serving import serving
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,7 @@ from contextlib import closing
 from typing import Any
 
 import pytest
-from conftest import SECRET, Prison
-from prison import CLEAR, Prisoner
+from prison import CLEAR, SECRET, Prison, Prisoner
 
 pytestmark = pytest.mark.root
 
