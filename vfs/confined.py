@@ -14,6 +14,8 @@ from stat import S_ISVTX
 from vfs.access import EXECUTE, READ, WRITE, check, check_setstat, check_sticky, permitted, wanted
 from vfs.node import Caller, DirEntry, Handle, Node, SetStat, StatFs, StatResult
 
+TRUST_SECONDS = 1.0
+"""How long a client may trust a name or attributes at the most: there is no way to tell it of a change."""
 NOW_NS = 1_000_000_000
 """Times so near to the clock's are what a write would set as well."""
 
@@ -21,24 +23,17 @@ NOW_NS = 1_000_000_000
 class Confined(Node):
     """`node`, for `user` alone: who asks is ignored."""
 
-    __slots__ = ("node", "user")
+    __slots__ = ("allocates", "cache_seconds", "kind", "node", "steady", "unshared", "user")
 
     def __init__(self, node: Node, user: Caller) -> None:
         self.id = node.id
         self.node = node
         self.user = user
-
-    @property
-    def cache_seconds(self) -> float:  # type: ignore[override]
-        return self.node.cache_seconds
-
-    @property
-    def unshared(self) -> bool:  # type: ignore[override]
-        return self.node.unshared
-
-    @property
-    def steady(self) -> bool:  # type: ignore[override]
-        return self.node.steady
+        self.kind = node.kind
+        self.cache_seconds = min(node.cache_seconds, TRUST_SECONDS)
+        self.unshared = node.unshared
+        self.allocates = node.allocates
+        self.steady = node.steady
 
     async def _check(self, want: int) -> None:
         if self.user.uid:

@@ -81,13 +81,16 @@ def scatter(parts: Sequence[bytes | memoryview], buffers: Sequence[memoryview]) 
     """Copy `parts`, one after another, to `buffers`; returns how many bytes. EFAULT where there is no room for all."""
     done = 0
     for part in parts:
-        source = memoryview(part)
-        places = room(buffers, done, len(source)) if source else ()
-        if sum(map(len, places)) < len(source):
+        size, at = len(part), 0
+        for place in room(buffers, done, size) if done else buffers:
+            end = at + len(place)
+            if end >= size:
+                place[: size - at] = part[at:] if at else part
+                at = size
+                break
+            place[:] = part[at:end]
+            at = end
+        if at < size:
             raise OSError(EFAULT, "no room for a reply")
-        at = 0
-        for place in places:
-            place[:] = source[at : at + len(place)]
-            at += len(place)
-        done += at
+        done += size
     return done

@@ -167,31 +167,35 @@ class Queue:
 
     def _walk(self, at: int, readable: list[memoryview], writable: list[memoryview]) -> None:
         """Sort the buffers of a request; those that adjoin in the guest's memory become one."""
-        guest = self._memory
+        guest, unpack = self._memory, _unpack
         table: memoryview | bytes = self._descriptors
         limit = self.size
-        address, length, flags, following = _unpack(table, at * _EACH)
+        address, length, flags, following = unpack(table, at * _EACH)
         if flags & INDIRECT:
             limit = length // _EACH
             if flags & NEXT or length % _EACH or not 0 < limit <= MAX_CHAIN:
                 raise OSError(EPROTO, "not an indirect table")
-            table = bytes(guest(address, length))
-            address, length, flags, following = _unpack(table, 0)
+            table = guest(address, length).tobytes()
+            address, length, flags, following = unpack(table, 0)
+        found, kind = (writable, WRITE) if flags & WRITE else (readable, 0)
         start = end = address
-        kind = flags & WRITE
         for _ in range(min(limit, MAX_CHAIN)):
-            if flags & INDIRECT or (kind != flags & WRITE and kind):
-                raise OSError(EPROTO, "a table in a table, or something to read behind what is to be written")
+            if flags & INDIRECT:
+                raise OSError(EPROTO, "a table in a table")
             if address != end or kind != flags & WRITE:
-                (writable if kind else readable).append(guest(start, end - start))
-                start, end, kind = address, address, flags & WRITE
-            end += length
+                found.append(guest(start, end - start))
+                if kind > flags & WRITE:
+                    raise OSError(EPROTO, "something to read behind what is to be written")
+                if kind < flags & WRITE:
+                    found, kind = writable, WRITE
+                start = address
+            end = address + length
             if not flags & NEXT:
-                (writable if kind else readable).append(guest(start, end - start))
+                found.append(guest(start, end - start))
                 return
             if following >= limit:
                 raise OSError(EPROTO, "no such descriptor")
-            address, length, flags, following = _unpack(table, following * _EACH)
+            address, length, flags, following = unpack(table, following * _EACH)
         raise OSError(EPROTO, "a request of too many buffers")
 
     def push(self, chain: Chain, written: int) -> None:
