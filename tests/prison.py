@@ -83,7 +83,7 @@ class Cell:
 
     def main_pid(self) -> int:
         """Return the host's pid of the main process: the one whose root is this task's."""
-        marker = f"CELL={self.id}".encode()
+        marker = f"CELL={self.path}".encode()
         for process in Path("/proc").glob("[0-9]*"):
             try:
                 if marker in (process / "environ").read_bytes().split(b"\0"):
@@ -104,7 +104,7 @@ class Cell:
 def new_cell(mount: Path, *lines: str) -> Cell:
     """Make a task of the administrator's."""
     cell = Cell(mount / "task" / (mount / "task/new").read_text().strip())
-    cell.ctl(f"CELL={cell.id}", file="env")
+    cell.ctl(f"CELL={cell.path}", file="env")
     cell.ctl(*lines)
     return cell
 

@@ -61,7 +61,7 @@ def events(cell: Cell, until: Callable[[dict[str, object]], bool]) -> list[dict[
 
 
 def processes_of(cell: Cell) -> list[int]:
-    marker = f"CELL={cell.id}".encode()
+    marker = f"CELL={cell.path}".encode()
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
