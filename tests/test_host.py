@@ -631,3 +631,16 @@ def test_the_descriptor_of_a_handle_is_an_ordinary_blocking_one(tree):
     assert os.get_blocking(handle.fileno())
     assert os.pread(handle.fileno(), 100, 0) == b"inside"
     handle.close()
+
+
+def test_a_forked_process_opens_by_its_own_descriptors(tree):
+    file = down(tree.root, "d/f")
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:  # the parent's descriptors of the same numbers become others
+        os.write(write, content(file) if now(file.stat()) else b"")
+        os._exit(0)
+    os.close(write)
+    assert os.waitpid(child, 0)[1] == 0
+    with os.fdopen(read, "rb") as answer:
+        assert answer.read() == b"inside"
