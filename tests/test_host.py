@@ -6,9 +6,11 @@ import resource
 import shutil
 import stat
 import subprocess
+import sys
 import tempfile
 import threading
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import trio
@@ -20,6 +22,7 @@ from vfs.host import DESCRIPTORS, HostTree
 from vfs.inline import PENDING, resume, start
 from vfs.node import ROOT, Caller, SetStat
 
+ROOT_OF_PROJECT = Path(__file__).parent.parent
 ALICE = Caller(1000, 1000)
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="gives files to other users")
 
@@ -633,14 +636,20 @@ def test_the_descriptor_of_a_handle_is_an_ordinary_blocking_one(tree):
     handle.close()
 
 
-def test_a_forked_process_opens_by_its_own_descriptors(tree):
-    file = down(tree.root, "d/f")
-    read, write = os.pipe()
-    child = os.fork()
-    if not child:  # the parent's descriptors of the same numbers become others
-        os.write(write, content(file) if now(file.stat()) else b"")
-        os._exit(0)
-    os.close(write)
-    assert os.waitpid(child, 0)[1] == 0
-    with os.fdopen(read, "rb") as answer:
-        assert answer.read() == b"inside"
+FORKING = """
+import os, sys
+from vfs.host import HostTree
+from vfs.inline import start
+from vfs.node import ROOT
+
+tree = HostTree(sys.argv[1], label="t")
+if child := os.fork():
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+shifted = [os.dup(0) for _ in range(50)]  # so that what is opened next has a number that the parent has not
+handle = start(start(tree.root.lookup("f", ROOT)).open(os.O_RDONLY, ROOT))
+sys.exit(bytes(start(handle.read(100, 0))) != b"inside")
+"""
+
+
+def test_a_forked_process_opens_by_its_own_descriptors(top):
+    subprocess.run([sys.executable, "-c", FORKING, top / "tree" / "d"], check=True, timeout=60, cwd=ROOT_OF_PROJECT)
