@@ -15,6 +15,7 @@ from tasks.drivers.base import Launch
 from tasks.drivers.linux.driver import LinuxDriver
 from tasks.drivers.linux.roots import Roots
 from tasks.taskd.root import DEVICES
+from tasks.taskd.stocks import MAX_STOCKS
 from tests.drivers.recorder import GID, UID, Recorder, alive, launch, linux_driver, until
 from vfs.directory import Dir
 from vfs.files import Text
@@ -128,6 +129,20 @@ def test_bind_is_writable_unless_bound_read_only(tmp_path: Path) -> None:
         assert text.startswith("written\n") and "Read-only" in text
         assert (world.host / "new").read_text() == "written\n"
         assert not (world.host / "other").exists()
+
+    run(tmp_path, body)
+
+
+def test_more_layouts_than_the_supervisor_remembers_all_work(tmp_path: Path) -> None:
+    async def body(world: World) -> None:
+        plain = world.namespace.fork(world.devices, label="plain")
+        assert (await world.sh("true"))[0] == 0
+        for count in range(MAX_STOCKS + 1):
+            (world.host / str(count)).write_text(f"{count}\n")
+            await world.script(f"bind #host{world.host}/{count} /own")
+            assert await world.sh("cat /own") == (0, f"{count}\n")
+        world.namespace = plain
+        assert (await world.sh("ls /own"))[0] != 0
 
     run(tmp_path, body)
 
