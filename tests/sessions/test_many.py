@@ -15,9 +15,15 @@ def test_sessions_without_work_give_their_place_and_come_back_on_demand(tmp_path
             names = [f"s{number}" for number in range(sessions)]
 
             async def every(work):
+                some = trio.CapacityLimiter(2 * agents)  # more than can live at a time
+
+                async def one(name):
+                    async with some:
+                        await work(name)
+
                 async with trio.open_nursery() as nursery:
                     for name in names:
-                        nursery.start_soon(work, name)
+                        nursery.start_soon(one, name)
 
             async def tell(name):
                 await node.sessions.open(name)
