@@ -64,14 +64,19 @@ class Policy:
         for name, value in given.items():
             if name not in known:
                 raise ValueError(f"{name}: not a setting (they are: {', '.join(known)})")
-            given[name] = _READ.get(name, _number)(name, value)
+            read = _READ.get(name, _whole if isinstance(known[name].default, int) else _number)
+            given[name] = read(name, value)
         return cls(**given)
 
 
 def _number(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
         raise ValueError(f"{name}: a number is needed, not {value!r}")
-    if isinstance(value, float) and isinstance(getattr(Policy, name, 0.0), int):
+    return value
+
+
+def _whole(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise ValueError(f"{name}: a whole number is needed, not {value!r}")
     return value
 
