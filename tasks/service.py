@@ -38,6 +38,7 @@ log = structlog.get_logger("tasks")
 
 TERM_GRACE = 5.0
 """Seconds between SIGTERM and SIGKILL of a task whose time is up."""
+MAX_CONSOLE = 64 << 10
 MAX_DEPTH = 256
 """Generations of processes that are searched for a task's main one."""
 SWEEP_DELAY = 0.5
@@ -526,6 +527,15 @@ class TaskService:
             entry.spool.eof = task.ended
             task.fds.entries[number] = entry
         return entry.spool
+
+    def console(self, task: Task) -> str:
+        """Return the end of what the machine of a VM task has said; "" for other tasks."""
+        try:
+            with (self.spools / str(task.id) / "console").open("rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - MAX_CONSOLE))
+                return file.read(MAX_CONSOLE).decode(errors="replace")
+        except FileNotFoundError:
+            return ""
 
     def _started(self, task: Task) -> None:
         task.become(Event.STARTED)

@@ -257,6 +257,7 @@ TASK_FILES: Mapping[str, Callable[[TaskDir], Node]] = {
     "events": lambda of: Events(
         of.tree.service.journal, of.tree.service.changes, of=of.task.id, ended=lambda: of.task.ended
     ),
+    "console": lambda of: Text(lambda: of.tree.service.console(of.task)),
 }
 """Every file of a task, in the order `ls` shows them."""
 

@@ -121,3 +121,16 @@ def test_wasi_needs_a_compiler_that_works(tmp_path: Path) -> None:
     assert finding.state is State.MISSING and "no_such_engine" in finding.detail
     broken.write_text("import os; os.kill(os.getpid(), 9)")
     assert "-9" in doctor.check_wasi(broken).detail
+
+
+def test_vm_needs_a_machine_and_a_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "qemu-system-x86_64").write_text("")
+    (tmp_path / "qemu-system-x86_64").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "no guest kernel" in doctor.check_vm(tmp_path).detail
+    (tmp_path / "6.1").mkdir()
+    (tmp_path / "6.1/vmlinux").touch()
+    found = doctor.check_vm(tmp_path)
+    assert found.state in (State.OK, State.LIMITED) and "6.1" in found.detail
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert doctor.check_vm(tmp_path).state is State.MISSING

@@ -14,6 +14,7 @@ from errno import ENOSYS
 from importlib.metadata import version
 from pathlib import Path
 
+from tasks.drivers.vm import kernel, qemu
 from tasks.drivers.wasi.modules import COMPILER
 from vfs.ninep import address as addresses
 
@@ -189,6 +190,20 @@ def check_wasi(compiler: Path = COMPILER) -> Finding:
     return Finding(name="wasi", state=State.MISSING, detail=f"{said.splitlines()[-1]}: no WASI tasks", remedy=remedy)
 
 
+def check_vm(kernels: Path) -> Finding:
+    if missing := qemu.Qemu().missing():
+        return Finding(name="vm", state=State.MISSING, detail=missing, remedy="apt install qemu-system-x86")
+    try:
+        found = kernel.find(kernels)
+    except FileNotFoundError as error:
+        remedy = "python -m tasks.drivers.vm.kernel"
+        return Finding(name="vm", state=State.MISSING, detail=f"{error.strerror}", remedy=remedy)
+    detail = f"guest kernel {found.directory.name} on QEMU"
+    if qemu.accelerator() == "kvm":
+        return ok("vm", f"{detail} with KVM")
+    return Finding(name="vm", state=State.LIMITED, detail=f"{detail} without KVM: everything in a guest is slow")
+
+
 def check_state(state: Path) -> Finding:
     """Find out whether the state directory can be made and written, without making it."""
     there = next(path for path in (state, *state.parents) if path.exists())
@@ -233,6 +248,7 @@ def examine(address: str, state: Path) -> list[Finding]:
         check_cgroups(),
         check_seccomp(),
         check_wasi(),
+        check_vm(kernel.default_cache(os.environ, uid)),
         check_server(address),
     ]
 

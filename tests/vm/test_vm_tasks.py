@@ -1,7 +1,9 @@
 """VM tasks through the files of a served tree, in real guests: what they do is what every task does."""
 
+import difflib
 import hashlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +15,7 @@ import pytest
 from serving import SECONDS, Served, serving
 
 from tasks.drivers.vm import kernel, qemu
+from tests.filetree import programs
 
 
 def why_not() -> str:
@@ -252,6 +255,7 @@ def test_guest_that_panics_ends_the_task_with_the_reason(shell: Shell) -> None:
     task = shell.start_as_root("sh -c 'echo c > /proc/sysrq-trigger'")
     code, reason = shell.end(task)
     assert code == 134 and reason.startswith("guest panic: not syncing: sysrq triggered crash")
+    assert "Kernel panic" in shell.read(task, "console")
     task = shell.start_as_root("sh -c 'echo o > /proc/sysrq-trigger; sleep 1000'")
     assert shell.end(task) == (134, "the guest was switched off")
 
@@ -306,3 +310,18 @@ def _words(process: Path) -> bytes:
         return (process / "cmdline").read_bytes()
     except OSError:
         return b""
+
+
+@pytest.mark.skipif(bool(programs.why_not("linux")), reason=programs.why_not("linux"))
+def test_program_that_works_on_files_says_what_it_says_on_the_host(shell: Shell, tmp_path: Path) -> None:
+    program = programs.compiled("linux", tmp_path)
+    (tmp_path / "here").mkdir()
+    expected = subprocess.run([program, tmp_path / "here"], capture_output=True, text=True, check=True).stdout
+    shutil.copy(program, shell.served.state / "tmp")
+    (shell.served.state / "tmp/work").mkdir()
+    (shell.served.state / "tmp/work").chmod(0o777)
+    code, said = shell.run(f"/tmp/{program.name} /tmp/work")
+    assert code == 0
+    whole = re.compile(r"(?<=\d)\.\d{9}\b")  # v9fs sets times by the second
+    right, found = (whole.sub("", text).splitlines() for text in (expected, said))
+    assert list(difflib.unified_diff(right, found, n=0)) == []
