@@ -43,7 +43,7 @@ WORDS = {
     "model": "model",
     "thinkingLevel": "thinking",
     "workingFolder": "folder",
-    **{name: name for name in ("agent", "run", "net", "timeout", "parallel", "live")},
+    **{name: name for name in ("agent", "run", "type", "net", "timeout", "parallel", "live")},
 }
 """What `create_or_open_task` takes, and the option of `open` that each is."""
 

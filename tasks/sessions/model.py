@@ -29,13 +29,15 @@ class Spec:
     """What a session is to be; changed only by `replace`.
 
     `agent` speaks pi's RPC on its standard streams, and stays; `run` is a plain command, run once for each prompt,
-    which it reads from its stdin. Both empty: the server's own agent. `parallel` runs may work at a time.
+    which it reads from its stdin. Both empty: the server's own agent. `type` is the kind of task that either is.
+    `parallel` runs may work at a time.
     `folder` is a host directory: copied in and out (`live`: bound) at the session's `work`; `binds` are further lines
     of its namespace's script. `timeout` ends a turn after that many seconds.
     """
 
     agent: tuple[str, ...] = ()
     run: tuple[str, ...] = ()
+    type: str = "auto"
     model: str = ""
     thinking: str = ""
     folder: str = ""

@@ -4,11 +4,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tasks import values
+from tasks.model import TYPES
 from tasks.sessions.model import MAX_PARALLEL, THINKING
 from vfs.words import quote
 
 USAGE = (
-    "open ID [model M] [thinking L] [folder PATH] [live yes|no] [agent CMD] [run CMD] [net N] [timeout S]"
+    "open ID [model M] [thinking L] [folder PATH] [live yes|no] [agent CMD] [run CMD] [type T] [net N] [timeout S]"
     " [parallel N] [env K=V]... [bind NEW:OLD[:FLAGS]]..."
 )
 
@@ -47,6 +48,12 @@ def _thinking(text: str) -> str:
     return text
 
 
+def _type(text: str) -> str:
+    if text not in TYPES:
+        raise values.invalid(f"not a type: {text[:64]!r} (one of {', '.join(TYPES)})")
+    return text
+
+
 def _yes(text: str) -> bool:
     if text not in ("yes", "no"):
         raise values.invalid(f"yes or no, not {text[:64]!r}")
@@ -72,6 +79,7 @@ _FIELDS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "live": ("live", _yes),
     "agent": ("agent", values.command),
     "run": ("run", values.command),
+    "type": ("type", _type),
     "net": ("net", _word),
     "timeout": ("timeout", _seconds),
     "parallel": ("parallel", lambda text: values.number(text, 1, MAX_PARALLEL)),

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from errno import E2BIG, EBUSY, EINVAL, EIO, ENOENT, ENOSPC, ETIMEDOUT
+from errno import E2BIG, EAGAIN, EBUSY, EINVAL, ENOENT, ENOSPC, ETIMEDOUT
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -156,12 +156,16 @@ class Sessions:
     def _make(self, id: str, spec: Spec) -> Live:
         if len(self._live) >= MAX_SESSIONS:
             raise OSError(ENOSPC, f"more than {MAX_SESSIONS} sessions")
-        number = self.service.journal.next("session")
-        user = self.service.homes.make(f"{PREFIX}.{id}", f"pw-{id}", number)
+        if self._nursery is None:
+            raise OSError(EAGAIN, "the server is coming up or going down; try again")
+        homes, name = self.service.homes, f"{PREFIX}.{id}"
+        if homes.exists(name):  # of a server that was killed before it noted the session
+            homes.remove(name)
+        user = homes.make(name, f"pw-{id}", self.service.journal.next("session"))
         try:
-            home.furnish(self.service.homes.path(user), user, self.policy.template)
+            home.furnish(homes.path(user), user, self.policy.template)
         except OSError:
-            self.service.homes.remove(user.home)
+            homes.remove(name)
             raise
         now = time.time()
         live = Live(self, Session(id=id, state=State.MISSING, error="", spec=spec, user=user, created=now, used=now))
@@ -169,7 +173,7 @@ class Sessions:
         with self.chronicle.change():
             self.chronicle.happened(id, "opened", {"user": user.name})
             live.become(Event.OPEN)
-        self._look_after(live)
+        self._nursery.start_soon(live.run)
         return live
 
     def _change(self, live: Live, spec: Spec) -> None:
@@ -178,11 +182,6 @@ class Sessions:
         if live.state in (State.CREATING, State.READY):
             live.become(Event.STOP)
         live.keep(spec=spec)
-
-    def _look_after(self, live: Live) -> None:
-        if self._nursery is None:
-            raise OSError(EIO, "the sessions are not running")
-        self._nursery.start_soon(live.run)
 
     async def switch(self, id: str) -> Session:
         """Make a session the active one, and return it when it can work: at once where its agent lives.
@@ -435,6 +434,7 @@ class Sessions:
         self.service.configure(
             task,
             "session",
+            type=spec.type,
             argv=argv,
             cwd=f"{inside}/{home.WORK}",
             env=Map({**self.policy.env, **spec.env}),

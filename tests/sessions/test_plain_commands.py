@@ -1,5 +1,6 @@
 """Sessions with a plain command: one run for each prompt, in order or side by side, journalled from first to last."""
 
+import os
 from errno import EBUSY, EINVAL, ENOENT
 
 import pytest
@@ -98,5 +99,15 @@ def test_what_cannot_be_is_refused(tmp_path):
         refused(EBUSY, node.sessions.prompt, "a", "hello")
         await node.sessions.remove("a")
         refused(ENOENT, node.sessions.get, "a")
+
+    run(test, tmp_path)
+
+
+def test_a_home_that_nobody_noted_is_made_anew(tmp_path):
+    async def test(node):
+        left = node.house.homes.make("session.a", "pw-a", 1)
+        (node.house.homes.path(left) / "secret").touch()
+        session = await node.sessions.open("a", run=("/bin/cat",))
+        assert os.listdir(node.house.homes.path(session.user)) == ["work"]
 
     run(test, tmp_path)

@@ -51,6 +51,7 @@ async def steer(tree: Tree, *words: str, as_json: bool = False) -> None:
 @click.option("--live", is_flag=True, help="Bind the folder instead of copying it.")
 @click.option("--agent", metavar="CMD", help="The agent's command, one quoted word.")
 @click.option("--run", metavar="CMD", help="Instead of an agent: a command run for each prompt, one quoted word.")
+@click.option("--type", metavar="TYPE", help="What kind of task the agent is.")
 @click.option("--net", metavar="NET", help="none, host or 'allow HOST:PORT...'.")
 @click.option("--timeout", metavar="S", help="End a task after that many seconds; 0: never.")
 @click.option("--parallel", metavar="N", help="How many commands may run at a time.")
