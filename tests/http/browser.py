@@ -15,6 +15,14 @@ from serving import serving
 
 CHROMIUM = "/usr/bin/chromium"
 SECONDS = 15
+WATCH = """window.shown = {};
+new MutationObserver(() => {
+  for (const article of document.querySelectorAll("article")) {
+    const answers = (window.shown[article.dataset.task] ??= []);
+    const answer = article.querySelector(".answer")?.textContent ?? "";
+    if (answers.at(-1) !== answer) answers.push(answer);
+  }
+}).observe(document, { subtree: true, childList: true, characterData: true });"""
 
 
 class Wire:
@@ -147,10 +155,17 @@ def chromium():
 
 
 @contextmanager
-def visitor(browser, site, place="", **options):
-    """A page that the site knows, at `place`; it must not complain of anything but lost connections."""
+def visitor(browser, site, place="", routes=(), **options):
+    """A page that the site knows, at `place`.
+
+    It must not complain of anything but lost connections, and every answer it ever showed must be a beginning of what
+    it shows in the end: nothing twice, nothing out of order. `routes`: what is done with which requests.
+    """
     context = browser.new_context(**options)
     page = context.new_page()
+    page.add_init_script(WATCH)
+    for pattern, handler in dict(routes).items():
+        page.route(pattern, handler)
     page.set_default_timeout(SECONDS * 1000)
     complaints = []
     page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -159,6 +174,8 @@ def visitor(browser, site, place="", **options):
     page.goto(f"{site.url}/#/{place}")
     page.wait_for_selector("[data-link=live]")
     yield page
+    for answers in page.evaluate("Object.values(window.shown)"):
+        assert all(answers[-1].startswith(answer) for answer in answers), answers
     context.close()
     assert [each for each in complaints if "net::ERR" not in each and "Failed to load" not in each] == []
 

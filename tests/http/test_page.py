@@ -5,6 +5,7 @@ close, web restart, agent restart.
 """
 
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -66,6 +67,39 @@ def test_streams_cut_again_and_again_leave_no_gap_and_no_duplicate(browser, serv
                     page.wait_for_selector("[data-link=lost]")
                     served.wire.mend()
         assert turn(page, "completed") == text
+
+
+def test_what_happens_before_the_stream_opens_is_shown(browser, served):
+    """Between what the page has read and its first event lies a time: here a whole prompt."""
+    served.ask("POST", "/api/sessions", {"id": "gap", "run": ["/bin/cat"]})
+    asked = []
+
+    def first(route):
+        if not asked:
+            asked.append(served.ask("POST", "/api/sessions/gap/task", {"message": "quick"})["id"])
+            served.until(f"/api/tasks/{asked[0]}", lambda task: task["state"] == "completed")
+        route.continue_()
+
+    with visitor(browser, served, "s/gap", routes={"**/api/events*": first}) as page:
+        assert turn(page, "completed") == "quick"
+
+
+def test_events_that_the_record_holds_already_are_not_added_again(browser, served):
+    """The stream begins before what the page has read: nothing is shown twice, not for a moment."""
+    served.gated("again")
+    gate = served.gate("g-again")
+    task = served.ask("POST", "/api/sessions/again/task", {"message": "g-again"})["id"]
+
+    def from_the_beginning(route):
+        route.continue_(url=re.sub("since=[0-9]+", "since=0", route.request.url))
+
+    with gate() as pen:
+        pen.write(b"one ")
+        served.until(f"/api/tasks/{task}", lambda task: task["output"] == "one ")
+        with visitor(browser, served, "s/again", routes={"**/api/events*": from_the_beginning}) as page:
+            shows(page, "one ")
+            pen.write(b"two")
+            shows(page, "one two")
 
 
 def test_prompt_sent_over_a_broken_line_is_taken_once(browser, served):
@@ -199,4 +233,4 @@ def test_namespace_and_resources_of_the_agent_are_shown(browser, served):
             page.click("text=Namespace")
             page.wait_for_selector("pre:has-text('bind #task /task')")
             page.click("text=Resources")
-            page.wait_for_selector("polyline")
+            page.wait_for_selector("polyline", state="attached")  # a flat line has no height
