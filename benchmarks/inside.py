@@ -73,6 +73,7 @@ def prepare(directory: Path) -> None:
     for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "all"]):
         subprocess.run([*git, *words], check=True)
     (directory / "big").write_bytes(os.urandom(1 << 20) * 64)
+    (directory / "out").touch()
     subprocess.run(["chown", "-R", f"{OWNER}:{OWNER}", str(directory)], check=True)
 
 
