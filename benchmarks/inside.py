@@ -97,7 +97,17 @@ def inside(server: Server, program: str, *words: str, binds: tuple[str, ...] = (
 
 
 def outside(program: str, *words: str) -> object:
-    return json.loads(subprocess.run([PYTHON, "-Ic", program, *words], check=True, stdout=subprocess.PIPE).stdout)
+    """Run Python with a program as the directory's owner."""
+    done = subprocess.run(
+        [PYTHON, "-Ic", program, *words],
+        check=True,
+        stdout=subprocess.PIPE,
+        user=OWNER,
+        group=OWNER,
+        extra_groups=[],
+        env={"PATH": os.defpath, "HOME": "/nonexistent"},
+    )
+    return json.loads(done.stdout)
 
 
 def main() -> None:
