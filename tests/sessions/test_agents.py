@@ -212,6 +212,20 @@ def test_a_turn_goes_on_under_the_next_server(tmp_path):
     trio.run(main)
 
 
+def test_a_server_that_is_stopped_leaves_sessions_that_resume_with_their_memory(tmp_path):
+    async def main():
+        async with linux_node(tmp_path, agent=AGENT) as node:
+            await node.sessions.open("a")
+            await ask(node, "a", "my secret-1")
+        async with linux_node(tmp_path, agent=AGENT) as node:
+            assert node.sessions.get("a").state is State.IDLE
+            await node.sessions.switch("a")
+            assert node.sessions.get("a").state is State.READY
+            assert await ask(node, "a", "secrets") == "secret-1"
+
+    trio.run(main)
+
+
 def test_what_the_lost_supervisor_took_along_is_interrupted_and_the_rest_goes_on(tmp_path):
     async def main():
         async with linux_node(tmp_path, agent=AGENT, leave=True) as node:
