@@ -39,8 +39,12 @@ class SteeringControl(Control):
     __slots__ = ()
     unshared = True
 
-    def __init__(self, verbs: Verbs) -> None:
-        super().__init__(verbs)
+    def __init__(self, view: View, verbs: Verbs) -> None:
+        def steer(who: Caller) -> Verbs:
+            view.acting(who).require_admin("steer sessions")
+            return verbs
+
+        super().__init__(steer)
         self.owner = ROOT_OWNER
 
 
@@ -66,13 +70,13 @@ class SessionTree:
         def child(name: str, who: Caller) -> Node:
             if name not in seen():
                 raise no_entry(name)
-            return view.node(f"sessions/{name}", lambda: SessionDir(sessions, sessions.get(name)))
+            return view.node(f"sessions/{name}", lambda: SessionDir(sessions, view, sessions.get(name)))
 
         return LiveDir(
             seen,
             child,
             fixed={
-                "ctl": SteeringControl(self._verbs()),
+                "ctl": SteeringControl(view, self._verbs()),
                 "active": Text(lambda: sessions.active if sessions.active in seen() else ""),
                 "events": Events(chronicle, chronicle.changed, visible=lambda row: view.admin or row.session in seen()),
             },
@@ -122,11 +126,12 @@ class Keeper:
 class SessionDir(Dir):
     """`/sessions/<id>`. Its files are made when they are looked up."""
 
-    __slots__ = ("session", "sessions")
+    __slots__ = ("session", "sessions", "view")
 
-    def __init__(self, sessions: Sessions, session: Session) -> None:
+    def __init__(self, sessions: Sessions, view: View, session: Session) -> None:
         super().__init__({}, mode=0o700, owner=Keeper(session.user, session.used))
         self.sessions = sessions
+        self.view = view
         self.session = session.id
 
     @property
@@ -284,8 +289,8 @@ TURN_FILES: Mapping[str, Callable[[Turn], str]] = {
 FROM_HOME = {SESSION_FILE: statmod.S_IFREG, WORK: statmod.S_IFDIR}
 """What of a session's directory is its user's own."""
 SESSION_FILES: Mapping[str, Callable[[SessionDir], Node]] = {
-    "ctl": lambda of: SteeringControl(of.verbs()),
-    "prompt": lambda of: Prompt(of.sessions, of.session),
+    "ctl": lambda of: SteeringControl(of.view, of.verbs()),
+    "prompt": lambda of: Prompt(of.sessions, of.view, of.session),
     "state": lambda of: Text(lambda: of.record.state.value, mode=0o400),
     "error": lambda of: Text(lambda: of.record.error, mode=0o400),
     "metadata.json": lambda of: Text(of.metadata, mode=0o400),
@@ -304,16 +309,18 @@ SESSION_FILES: Mapping[str, Callable[[SessionDir], Node]] = {
 class Prompt(Synthetic):
     """`prompt`: a message that is written here is worked off; reading the same open file then gives its task's id."""
 
-    __slots__ = ("session", "sessions")
+    __slots__ = ("session", "sessions", "view")
 
-    def __init__(self, sessions: Sessions, session: str) -> None:
+    def __init__(self, sessions: Sessions, view: View, session: str) -> None:
         super().__init__(statmod.S_IFREG | 0o600, ROOT_OWNER)
         self.sessions = sessions
+        self.view = view
         self.session = session
 
     async def open(self, flags: int, who: Caller) -> Handle:
         if flags & os.O_ACCMODE == os.O_RDONLY:
             raise OSError(EACCES, "write a message")
+        self.view.acting(who).require_admin("steer sessions")
         return PromptHandle(self)
 
 
