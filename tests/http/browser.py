@@ -155,17 +155,15 @@ def chromium():
 
 
 @contextmanager
-def visitor(browser, site, place="", routes=(), **options):
+def visitor(browser, site, place="", **options):
     """A page that the site knows, at `place`.
 
     It must not complain of anything but lost connections, and every answer it ever showed must be a beginning of what
-    it shows in the end: nothing twice, nothing out of order. `routes`: what is done with which requests.
+    it shows in the end: nothing twice, nothing out of order.
     """
     context = browser.new_context(**options)
     page = context.new_page()
     page.add_init_script(WATCH)
-    for pattern, handler in dict(routes).items():
-        page.route(pattern, handler)
     page.set_default_timeout(SECONDS * 1000)
     complaints = []
     page.on("pageerror", lambda error: complaints.append(str(error)))

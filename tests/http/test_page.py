@@ -74,14 +74,18 @@ def test_what_happens_before_the_stream_opens_is_shown(browser, served):
     served.ask("POST", "/api/sessions", {"id": "gap", "run": ["/bin/cat"]})
     asked = []
 
-    def first(route):
-        if not asked:
-            asked.append(served.ask("POST", "/api/sessions/gap/task", {"message": "quick"})["id"])
-            served.until(f"/api/tasks/{asked[0]}", lambda task: task["state"] == "completed")
+    def late(route):
+        prompts(page, 0)
+        page.wait_for_selector("#prompt")  # it has read the session
+        asked.append(served.ask("POST", "/api/sessions/gap/task", {"message": "quick"})["id"])
+        served.until(f"/api/tasks/{asked[0]}", lambda task: task["state"] == "completed")
         route.continue_()
 
-    with visitor(browser, served, "s/gap", routes={"**/api/events*": first}) as page:
+    with visitor(browser, served, "s/gap") as page:
+        page.route("**/api/events*", late, times=1)
+        page.reload()
         assert turn(page, "completed") == "quick"
+    assert len(asked) == 1
 
 
 def test_events_that_the_record_holds_already_are_not_added_again(browser, served):
@@ -96,7 +100,10 @@ def test_events_that_the_record_holds_already_are_not_added_again(browser, serve
     with gate() as pen:
         pen.write(b"one ")
         served.until(f"/api/tasks/{task}", lambda task: task["output"] == "one ")
-        with visitor(browser, served, "s/again", routes={"**/api/events*": from_the_beginning}) as page:
+        with visitor(browser, served, "s/again") as page:
+            page.route("**/api/events*", from_the_beginning)
+            page.reload()
+            page.wait_for_selector("[data-link=live]")
             shows(page, "one ")
             pen.write(b"two")
             shows(page, "one two")
