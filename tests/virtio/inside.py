@@ -118,7 +118,9 @@ def reader() -> int:
 def killed() -> None:
     pid = reader()
     os.kill(pid, signal.SIGTERM)
+    began = time.monotonic()
     assert os.waitpid(pid, 0)[1] == signal.SIGTERM
+    assert time.monotonic() - began < 10, "the signal waited"
 
 
 def woken() -> None:
