@@ -8,9 +8,10 @@ one order that x86 does not keep, a load after a store, is kept by taking a lock
 """
 
 import os
+import platform
 from collections.abc import Callable
 from contextlib import suppress
-from errno import EINVAL, EPROTO
+from errno import EINVAL, ENOTSUP, EPROTO
 from struct import Struct
 from threading import Lock
 from typing import NamedTuple
@@ -25,6 +26,7 @@ _DESCRIPTOR = Struct("<QIHH")  # address length flags next
 _EACH = _DESCRIPTOR.size
 _unpack = _DESCRIPTOR.unpack_from
 _fence = Lock()
+ORDERED = platform.machine() in ("x86_64", "i686")
 
 
 class Addresses(NamedTuple):
@@ -79,7 +81,12 @@ class Queue:
         self.size = size
 
     def start(self, memory: Memory) -> None:
-        """Go on at `last`. Requests taken before are still to be answered if the ring is as it was left."""
+        """Go on at `last`. Requests taken before are still to be answered if the ring is as it was left.
+
+        EINVAL, EFAULT as `map`; ENOTSUP on a processor that keeps another order than x86.
+        """
+        if not ORDERED:
+            raise OSError(ENOTSUP, "rings need the memory order of x86")
         self.map(memory)
         used = self._indices[1]
         if self._taken and (self.last - used & 0xFFFF) != self._taken:
