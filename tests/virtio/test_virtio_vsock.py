@@ -388,6 +388,24 @@ def test_a_guest_that_never_agrees_to_an_end_is_reset(tmp_path: Path, monkeypatc
     serving(tmp_path, test)
 
 
+def test_a_fault_of_ours_ends_that_connection_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    async def test(guest: Guest, uds: Path) -> None:
+        first, host, port = await from_host(guest, uds)
+        second, _, _ = await from_host(guest, uds)
+        with monkeypatch.context() as faulty:
+            faulty.setattr(vsock.Vsock, "_pull", lambda *_: 1 / 0)
+            await first.send_all(b"x")
+            assert (await guest.packet())[:3] == (RST, host, port)
+        with suppress(trio.BrokenResourceError):  # closed with a byte unread
+            assert await first.receive_some() == b""
+        await second.send_all(b"y")
+        assert (await guest.packet()).data == b"y"
+        await first.aclose()
+        await second.aclose()
+
+    serving(tmp_path, test)
+
+
 # Connecting
 
 

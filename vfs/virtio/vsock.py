@@ -21,7 +21,7 @@ import trio
 
 from vfs.virtio.memory import room, scatter
 from vfs.virtio.ring import MAX_CHAIN, Chain, Queue
-from vfs.virtio.service import listening, serve
+from vfs.virtio.service import listening, log, serve
 from vfs.waiting import Signal
 
 HEADER = Struct("<QQIIIHHIII")  # cids: from, to; ports: from, to; length type operation flags buffer forwarded
@@ -348,16 +348,20 @@ class Vsock:
                 return self._port
 
     async def _run(self, connection: Connection) -> None:
-        """Carry a connection until it has ended."""
+        """Carry a connection until it has ended. A fault of ours ends it, and no other."""
         with connection.sock, connection.scope:
-            with trio.move_on_after(ANSWER_SECONDS):
-                await connection.up.wait()
-            if not connection.up.is_set():
+            try:
+                with trio.move_on_after(ANSWER_SECONDS):
+                    await connection.up.wait()
+                if not connection.up.is_set():
+                    self._break(connection)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._outward, connection)
+                    await self._inward(connection)
+                    await trio.sleep_forever()  # until the guest, or `_outward`, ends it
+            except Exception as error:
+                log("vsock connection given up", error=repr(error), exc_info=True)
                 self._break(connection)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._outward, connection)
-                await self._inward(connection)
-                await trio.sleep_forever()  # until the guest, or `_outward`, ends it
 
     async def _inward(self, connection: Connection) -> None:
         """Pass on what comes from the host until it sends no more, or the guest takes no more."""
