@@ -142,7 +142,7 @@ def test_guest_that_never_comes_up_is_refused_and_leaves_nothing(tmp_path: Path,
         assert (await recorder.exit_of("t")).code == 5
 
     fake("mute")
-    run(tmp_path, body, boot=3.0)
+    run(tmp_path, body, boot=6.0)
 
 
 def test_what_is_missing_or_impossible_is_said_at_start(

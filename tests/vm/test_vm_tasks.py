@@ -167,9 +167,10 @@ def test_output_is_complete_and_in_order(shell: Shell) -> None:
     assert shell.end(task)[0] == 0
 
 
-def test_pipeline_goes_through_a_kernel_pipe(shell: Shell) -> None:
+@pytest.mark.parametrize("reader", ["md5sum", "sh -c 'sleep 2; md5sum'"], ids=["eager", "slow"])
+def test_pipeline_goes_through_a_kernel_pipe(shell: Shell, reader: str) -> None:
     left, right = shell.new("seq 50000"), shell.sh("cat task/new").strip()
-    for line in ("type linux", "cmd md5sum"):
+    for line in ("type linux", f"cmd {reader}"):
         assert not shell.tell(right, line)
     shell.sh(f"echo 'pipe {right}/fd/0' > task/{left}/fd/1ctl")
     for task in (right, left):

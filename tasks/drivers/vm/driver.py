@@ -14,7 +14,7 @@ import socket
 import termios
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from errno import ECONNRESET, EINVAL, EIO, ENOENT, ENOTSUP, ESRCH, ETIMEDOUT
 from pathlib import Path
@@ -48,6 +48,7 @@ MSIZE = 256 << 10
 BOOT_SECONDS = 120.0
 HUNG_SECONDS = 60.0
 SAVED_BYTES = 4096
+DRAIN_SECONDS = 0.05
 BROKEN = 134
 """The exit code of a task whose guest has ended in another way than the task."""
 
@@ -61,6 +62,7 @@ class Vm:
     id: str
     console: Path
     pty: bool = False
+    monitor: Monitor | None = None
     client: Client | None = None
     ready: trio.Event = field(default_factory=trio.Event)
     """Set when `client` is there."""
@@ -78,6 +80,8 @@ class Vm:
     paused: bool = False
     before: dict[int, int] = field(default_factory=dict)
     """How much of each spooled output there was before this run."""
+    piped: set[int] = field(default_factory=set)
+    """Outputs that go elsewhere."""
     spooled: dict[int, int] = field(default_factory=dict)
     """How much there is now."""
 
@@ -184,11 +188,11 @@ class VmDriver:
         self._linux.listeners[launch.id] = self
         try:
             template = await self._template(hardware)
-            with closing(await self._power_on(vm, launch, hardware, template)) as monitor:
-                with trio.fail_after(self._boot):
-                    await monitor.begin()
-                    await load(monitor, machine.STATE)
-                    await self._begin(vm, launch)
+            vm.monitor = await self._power_on(vm, launch, hardware, template)
+            with trio.fail_after(self._boot):
+                await vm.monitor.begin()
+                await load(vm.monitor, machine.STATE)
+                await self._begin(vm, launch)
             vm.running.set()
         except BaseException as error:
             with trio.CancelScope(shield=True):
@@ -248,10 +252,8 @@ class VmDriver:
         gid = 65534 if os.geteuid() == 0 else os.getegid()
         launch = Launch(id=name, argv=(), env={}, cwd="/", uid=uid, gid=gid, user="", home=Path("/"))
         try:
-            with (
-                trio.fail_after(self._boot),
-                closing(await self._power_on(vm, launch, hardware, template)) as monitor,
-            ):
+            with trio.fail_after(self._boot):
+                vm.monitor = monitor = await self._power_on(vm, launch, hardware, template)
                 await vm.call("hello", version=VERSION)
                 await monitor.begin()
                 await save(monitor, template.state)
@@ -284,6 +286,7 @@ class VmDriver:
             fds |= {machine.RAM: template.ram, machine.STATE: state, machine.KERNEL: image, machine.INITRD: archive}
             theirs_of = dict(enumerate((machine.STDIN, machine.OUT, 2 if launch.pty else machine.ERR)))
             fds |= {theirs_of[number]: fd for number, fd in launch.fds.items()}
+            vm.piped = {theirs_of[number] for number in launch.fds} & {machine.OUT, machine.ERR}
             spools = {theirs_of[number]: path for number, path in launch.spools.items()}
             vm.before = {number: path.stat().st_size if path.exists() else 0 for number, path in spools.items()}
             spools |= {machine.CONSOLE: vm.console}
@@ -407,6 +410,10 @@ class VmDriver:
         """Switch the machine off once the task has ended and all its output has arrived."""
         while vm.exit is None or not self._arrived(vm, vm.exit):
             await vm.changed.wait()
+        for output in vm.piped:
+            with suppress(OSError):  # then it has ended
+                while vm.monitor and not await self._machine.drained(vm.monitor, output):
+                    await trio.sleep(DRAIN_SECONDS)  # somebody else's pipe is full, and only the machine sees when not
         if vm.client:
             vm.client.post("quit")
 
@@ -532,11 +539,11 @@ class VmDriver:
         for task in tasks:
             vm = self._vms[task]
             vm.before = dict.fromkeys(vm.spooled, 0)
+            vm.piped = {machine.OUT, machine.ERR} - vm.before.keys()
             held = await self._linux.vault.take(f"vm/{task}")
             exit = found.get(task)
             if task in found and exit is None and held:
-                for fd in held[1:]:
-                    os.close(fd)
+                vm.monitor = Monitor(socket.socket(fileno=held[1]))
                 self._nursery.start_soon(self._resume, vm, held[0])
                 continue
             for fd in held:
@@ -560,7 +567,9 @@ class VmDriver:
                 log.warning("guest not resumed", task=vm.id, error=str(error))
 
     def forget(self, task: str) -> None:
-        self._vms.pop(task, None)
+        vm = self._vms.pop(task, None)
+        if vm and vm.monitor:
+            vm.monitor.close()
         self._linux.forget(task)
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from tasks.drivers.vm.monitor import Monitor
+
 STDIN, OUT = 0, 1
 CONTROL, MONITOR, FILES, RAM, STATE, KERNEL, INITRD, ERR, CONSOLE = range(3, 12)
 """Numbers of the machine's descriptors.
@@ -40,6 +42,10 @@ class Machine(Protocol):
 
     def group(self) -> int | None:
         """Return the group that the program must have to use the hardware, if any."""
+        ...
+
+    async def drained(self, monitor: Monitor, output: int) -> bool:
+        """Tell whether all that the guest has written to this descriptor has left the machine."""
         ...
 
     def command(self, memory: int, *, clone: bool) -> Sequence[str]:

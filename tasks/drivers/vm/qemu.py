@@ -7,9 +7,12 @@ from functools import cache
 from pathlib import Path
 
 from tasks.drivers.vm import machine, names
+from tasks.drivers.vm.monitor import Monitor
 from tasks.taskd.guest import CONTROL
 
 PROGRAM = "qemu-system-x86_64"
+_PORTS = (CONTROL, names.INPUT, names.OUTPUT, names.ERROR)
+"""In the order in which they are made."""
 _TRUSTED = ("kvm_intel", "kvm_amd")
 
 
@@ -32,7 +35,7 @@ def command(image: Path, initrd: Path, *, memory: int, words: str = "", options:
         *("-M", f"pc,usb=off,vmport=off,graphics=off{options}", "-accel", accel),
         *("-m", f"{memory >> 20}", "-kernel", str(image), "-initrd", str(initrd)),
         *("-append", f"console=ttyS0 quiet panic=-1 reboot=t tsc=reliable rdinit=/sbin/taskd {words}"),
-        *("-device", "virtio-serial-pci", "-device", "virtio-rng-pci"),
+        *("-device", "virtio-serial-pci,id=ports", "-device", "virtio-rng-pci"),
     ]
 
 
@@ -50,6 +53,12 @@ class Qemu:
 
     def group(self) -> int | None:
         return os.stat("/dev/kvm").st_gid if accelerator() == "kvm" else None
+
+    async def drained(self, monitor: Monitor, output: int) -> bool:
+        at = _PORTS.index({machine.OUT: names.OUTPUT, machine.ERR: names.ERROR}[output]) + 1  # 0 is for a console
+        where = "/machine/peripheral/ports/virtio-backend"
+        status = await monitor.execute("x-query-virtio-queue-status", path=where, queue=2 * at + 3)
+        return isinstance(status, dict) and status.get("inuse") == 0
 
     def command(self, memory: int, *, clone: bool) -> Sequence[str]:
         parts = command(
