@@ -96,6 +96,11 @@ class Vm:
         self.changed.set()
         self.changed = trio.Event()
 
+    def close(self) -> None:
+        """Leave the machine's monitor alone."""
+        if self.monitor:
+            self.monitor.close()
+
     def last_words(self) -> str:
         """Return the end of what the guest's kernel and the machine itself have said."""
         try:
@@ -170,6 +175,8 @@ class VmDriver:
         finally:
             for template in self._templates.values():
                 template.close()
+            for vm in self._vms.values():
+                vm.close()
 
     # Starting
 
@@ -459,6 +466,7 @@ class VmDriver:
         vm.machine_exit = exit
         vm.over.set()
         vm.ready.set()
+        vm.close()
         self._linux.vault.drop(f"vm/{task}")
         if vm.running.is_set():
             self._listener.exited(task, self._verdict(vm, exit))
@@ -567,9 +575,8 @@ class VmDriver:
                 log.warning("guest not resumed", task=vm.id, error=str(error))
 
     def forget(self, task: str) -> None:
-        vm = self._vms.pop(task, None)
-        if vm and vm.monitor:
-            vm.monitor.close()
+        if vm := self._vms.pop(task, None):
+            vm.close()
         self._linux.forget(task)
 
 
