@@ -1,6 +1,7 @@
 """The Linux driver on real processes in the host's own root."""
 
 import fcntl
+import gc
 import os
 import resource
 import select
@@ -216,6 +217,7 @@ def test_many_quick_tasks_leave_no_descriptor_process_or_group(tmp_path: Path) -
     async def body(driver: LinuxDriver, recorder: Recorder) -> None:
         count = 1000
         limiter = trio.CapacityLimiter(8)
+        gc.collect()  # what earlier tests have left
         before = fds_of(driver.supervisor_pid), fds_of(os.getpid())
 
         async def one(number: int) -> None:
@@ -231,7 +233,7 @@ def test_many_quick_tasks_leave_no_descriptor_process_or_group(tmp_path: Path) -
             for number in range(count):
                 nursery.start_soon(one, number)
         await until(lambda: fds_of(driver.supervisor_pid) == before[0])
-        assert fds_of(os.getpid()) == before[1]
+        assert fds_of(os.getpid()) <= before[1]
         children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(driver.supervisor_pid)], capture_output=True)
         assert not children.stdout.strip()
 

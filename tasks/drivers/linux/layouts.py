@@ -77,10 +77,12 @@ class Layouts:
     ) -> Message:
         home = f"/home/{holder.user}"
         bound = set().union(*(part.paths for part in parts))
+        etc = await namespace.devices.device("etc") if any(part.texts for part in parts) else None
         for part in parts:
             steps += [(depth, _given(step, holder)) for depth, step in part.others]
             for path, member in part.texts:
                 steps.append(_placed({"kind": "file", "at": path, "text": await text_of(member, namespace)}))
+        del etc  # only held, lest it was made anew for each text
         if "/proc" not in bound:
             steps.append(_placed({"kind": "proc", "at": "/proc", "guarded": holder.uid == 0}))
         if home not in bound and "/home" not in bound and holder.home.is_dir():
