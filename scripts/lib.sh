@@ -49,7 +49,7 @@ need_venv() {
     python=$(find_python) || die "needs Python 3.11 or newer with its venv module (Debian: python3-venv)"
     echo "setting up $venv" >&2
     "$python" -m venv "$venv"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable '.[test,dev]'
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable '.[control,test,dev]'
     cp pyproject.toml "$stamp"
 }
 

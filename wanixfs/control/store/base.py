@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
+from wanixfs.control.credentials import Certificate, Token
 from wanixfs.control.model import (
     Needs,
     OutputChunk,
@@ -73,6 +74,16 @@ class Transaction(Protocol):
 
     async def events(self, task_id: TaskId, *, since: int = 0, limit: int = 256) -> list[tuple[int, RunEvent]]:
         """Return a task's events after number `since`, each with its number, in the order in which they were kept."""
+
+    async def token(self, digest: str) -> Token | None: ...
+
+    async def put_token(self, token: Token) -> None: ...
+
+    async def certificate(self, serial: str) -> Certificate | None: ...
+
+    async def certificates(self, worker_id: WorkerId) -> list[Certificate]: ...
+
+    async def put_certificate(self, certificate: Certificate) -> None: ...
 
 
 class Store(Protocol):

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TypeVar
 
+from wanixfs.control.credentials import Certificate, Token
 from wanixfs.control.lifecycle import changed_runs, is_over, open_lanes
 from wanixfs.control.model import (
     Needs,
@@ -36,6 +37,8 @@ class MemoryStore:
         self._workers: dict[WorkerId, Worker] = {}
         self._output: dict[tuple[RunId, int], OutputChunk] = {}
         self._events: dict[tuple[RunId, str], tuple[int, RunEvent]] = {}
+        self._tokens: dict[str, Token] = {}
+        self._certificates: dict[str, Certificate] = {}
         self._undo: list[Callable[[], object]] = []
 
     @asynccontextmanager
@@ -145,3 +148,18 @@ class MemoryStore:
     async def events(self, task_id: TaskId, *, since: int = 0, limit: int = 256) -> list[tuple[int, RunEvent]]:
         found = [kept for kept in self._events.values() if kept[1].task_id == task_id and kept[0] > since]
         return found[:limit]
+
+    async def token(self, digest: str) -> Token | None:
+        return self._tokens.get(digest)
+
+    async def put_token(self, token: Token) -> None:
+        self._set(self._tokens, token.digest, token)
+
+    async def certificate(self, serial: str) -> Certificate | None:
+        return self._certificates.get(serial)
+
+    async def certificates(self, worker_id: WorkerId) -> list[Certificate]:
+        return [each for each in self._certificates.values() if each.worker_id == worker_id]
+
+    async def put_certificate(self, certificate: Certificate) -> None:
+        self._set(self._certificates, certificate.serial, certificate)

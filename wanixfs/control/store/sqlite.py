@@ -6,13 +6,14 @@ the transaction, so two never overlap on the one connection.
 
 import json
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import fields
 from errno import EINVAL
 from operator import attrgetter
 from pathlib import Path
 
+from wanixfs.control.credentials import Certificate, Role, Token
 from wanixfs.control.lifecycle import changed_runs, is_over, open_lanes
 from wanixfs.control.model import (
     Needs,
@@ -108,6 +109,22 @@ MIGRATIONS: tuple[str, ...] = (
         UNIQUE (run_id, id)
     );
     CREATE INDEX events_of_task ON events (task_id, number);
+    """,
+    """
+    CREATE TABLE tokens (
+        digest TEXT PRIMARY KEY,
+        role TEXT NOT NULL,
+        name TEXT NOT NULL,
+        expires_at_ms INTEGER NOT NULL,
+        used_at_ms INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE certificates (
+        serial TEXT PRIMARY KEY,
+        worker_id TEXT NOT NULL,
+        expires_at_ms INTEGER NOT NULL,
+        revoked INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    CREATE INDEX certificates_of_worker ON certificates (worker_id);
     """,
 )
 """What each version of the schema adds to the one before; `user_version` counts those that were applied."""
@@ -309,6 +326,34 @@ class SQLiteStore:
             )
             for number, event_id, run, task, kind, at, metadata in rows
         ]
+
+    async def token(self, digest: str) -> Token | None:
+        row = self._db.execute("SELECT * FROM tokens WHERE digest = ?", (digest,)).fetchone()
+        if row is None:
+            return None
+        _, role, name, expires, used = row
+        return Token(digest=digest, role=Role(role), name=name, expires_at_ms=expires, used_at_ms=used)
+
+    async def put_token(self, token: Token) -> None:
+        row = (token.digest, token.role, token.name, token.expires_at_ms, token.used_at_ms)
+        self._db.execute("INSERT OR REPLACE INTO tokens VALUES (?, ?, ?, ?, ?)", row)
+
+    async def certificate(self, serial: str) -> Certificate | None:
+        return next(self._certificates("serial", serial), None)
+
+    async def certificates(self, worker_id: WorkerId) -> list[Certificate]:
+        return list(self._certificates("worker_id", worker_id))
+
+    def _certificates(self, column: str, value: str) -> Iterator[Certificate]:
+        rows = self._db.execute(f"SELECT * FROM certificates WHERE {column} = ?", (value,)).fetchall()
+        for serial, worker_id, expires, revoked in rows:
+            yield Certificate(
+                serial=serial, worker_id=WorkerId(worker_id), expires_at_ms=expires, revoked=bool(revoked)
+            )
+
+    async def put_certificate(self, certificate: Certificate) -> None:
+        row = (certificate.serial, certificate.worker_id, certificate.expires_at_ms, certificate.revoked)
+        self._db.execute("INSERT OR REPLACE INTO certificates VALUES (?, ?, ?, ?)", row)
 
 
 def _run(row: tuple[object, ...]) -> Run:

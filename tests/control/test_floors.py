@@ -1,0 +1,25 @@
+"""What the control plane decides is free of transport, storage and event loop; and a node runs without any of it."""
+
+import subprocess
+import sys
+
+DECIDES = ["model", "lifecycle", "credentials", "plane", "store", "store.base", "store.memory", "store.sqlite"]
+
+
+def run_without(absent: tuple[str, ...], program: str) -> subprocess.CompletedProcess[str]:
+    """Run a program in an interpreter that cannot import these modules."""
+    blocked = "".join(f"sys.modules[{name!r}] = None; " for name in absent)
+    command = [sys.executable, "-c", f"import sys; {blocked}{program}"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_what_decides_knows_no_network_no_cryptography_and_no_loop() -> None:
+    modules = ", ".join(f"wanixfs.control.{name}" for name in DECIDES)
+    done = run_without(("grpc", "google.protobuf", "cryptography", "trio", "asyncio", "ssl"), f"import {modules}")
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_program_and_its_commands_run_without_the_extra() -> None:
+    program = "import wanixfs.program, wanixfs.cli.app as app; [app.main.get_command(None, n) for n in app.COMMANDS]"
+    done = run_without(("grpc", "google.protobuf", "cryptography"), program)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,1 @@
+"""The wire's messages. `taskrun_v1.proto` is their source; `scripts/proto` makes the rest of this package from it."""

@@ -1,0 +1,1 @@
+"""Who may speak to the control plane, and as whom."""
