@@ -4,7 +4,6 @@ Everything here is synchronous and inline except what waits for a driver.
 State changes first, is journalled, and is then told to whoever waits.
 """
 
-import ctypes
 import os
 import signal
 import time
@@ -12,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from errno import EAGAIN, EBUSY, EDEADLK, EDQUOT, EEXIST, EINVAL, EIO, ENODEV, ENOENT, ENOSPC, ENOTSUP, ESRCH
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ import trio
 from ns.namespace import Namespace
 from ns.script import dump
 from tasks.drivers.base import Driver, Exit, Launch, Limits
-from tasks.fds import STDIN, Held, Inherited, Spooled, Stdin
+from tasks.fds import STDIN, Held, Spooled, Stdin
 from tasks.homes import Homes
+from tasks.launching import described, descriptors, require
 from tasks.model import Spec, State, User
 from tasks.ports import NoVault, Vault
 from tasks.spool import Spool
@@ -446,78 +447,19 @@ class TaskService:
         driver = self.drivers.get(kind)
         if driver is None:
             raise OSError(ENOTSUP, f"no driver for tasks of type {kind} here")
-        limits, can = task.spec.limits, driver.capabilities
-        for wanted, capability in (
-            (limits.memory is not None, "memlimit"),
-            (limits.pids is not None, "pidlimit"),
-            (limits.cpu is not None, "cpulimit"),
-            (limits.nice != 0, "nice"),
-            (task.spec.pty is not None, "pty"),
-            (task.spec.net != "none" and task.spec.net != "host", "net"),
-        ):
-            if wanted and capability not in can:
-                raise OSError(ENOTSUP, f"{kind} tasks on this machine have no {capability}")
+        require(driver, kind, task.spec)
         task.kind = kind
         return driver
 
     def _prepare(self, task: Task, opened: list[int]) -> Launch:
         """Gather a launch; descriptors made only for it are added to `opened` and are the caller's to close."""
-        table = task.fds
         folder = self.spools / str(task.id)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fds: dict[int, int] = {}
-        spools: dict[int, Path] = {}
-        if task.spec.pty is None:
-            table.stdin()
-        for number in table.numbers():
-            entry = table.entries.get(number)
-            if isinstance(entry, Stdin):
-                fds[number] = entry.pipe.take_reader()
-                opened.append(fds[number])
-            elif isinstance(entry, Held):
-                fds[number] = entry.fd
-            elif isinstance(entry, Inherited):
-                fds[number] = self._inherited(task, number)
-                opened.append(fds[number])
-            elif isinstance(entry, Spooled) or (entry is None and number in (1, 2)):
-                if task.spec.pty is not None and number == 2:
-                    continue
-                spools[number] = self.spool(task, number).path
-        return self.launch(task, fds, spools)
+        return self.launch(task, *descriptors(task, partial(self.spool, task), opened))
 
     def launch(self, task: Task, fds: Mapping[int, int], spools: Mapping[int, Path]) -> Launch:
         """Describe a task to its driver, with these descriptors and spools."""
-        return Launch(
-            id=str(task.id),
-            argv=task.spec.argv,
-            env=self._environment(task.spec),
-            cwd=task.spec.cwd,
-            uid=task.uid,
-            gid=task.gid,
-            user=task.spec.user.name,
-            home=self.homes.path(task.spec.user),
-            fds=fds,
-            spools=spools,
-            spool_limit=self.policy.spool_limit,
-            pty=task.spec.pty,
-            limits=task.spec.limits,
-            net=task.spec.net,
-            namespace=task.namespace,
-        )
-
-    def _environment(self, spec: Spec) -> dict[str, str]:
-        return {
-            "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin",
-            "HOME": self.homes.inside(spec.user),
-            "USER": spec.user.name,
-            "LOGNAME": spec.user.name,
-        } | dict(spec.env)
-
-    def _inherited(self, task: Task, number: int) -> int:
-        parent = task.parent
-        if parent is None or not parent.state.live or not parent.main_pid:
-            raise OSError(EINVAL, f"descriptor {number} cannot be inherited: the parent has no process")
-        return take_descriptor(parent.main_pid, number)
+        return described(task, self.homes, fds=fds, spools=spools, spool_limit=self.policy.spool_limit)
 
     def spool(self, task: Task, number: int) -> Spool:
         """Return the spool of a descriptor, made on first use."""
@@ -762,21 +704,3 @@ class TaskService:
         excess = len(self._exited) - self.policy.keep_exited
         if excess > 0:
             self._forget([self.tasks[number] for number in list(self._exited)[:excess]])
-
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_PIDFD_GETFD = 438
-
-
-def take_descriptor(pid: int, number: int) -> int:
-    """Return a duplicate of another process's descriptor (pidfd_getfd(2)). EINVAL where it has none."""
-    process = os.pidfd_open(pid)
-    try:
-        fd: int = _libc.syscall(_PIDFD_GETFD, process, number, 0)
-        if fd < 0:
-            reason = os.strerror(ctypes.get_errno())
-            raise OSError(EINVAL, f"descriptor {number} cannot be inherited: {reason}")
-        os.set_inheritable(fd, False)
-        return fd
-    finally:
-        os.close(process)

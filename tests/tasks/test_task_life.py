@@ -80,6 +80,7 @@ def test_the_tree_lists_in_its_declared_order(tmp_path):
             "stat",
             "home",
             "events",
+            "console",
         ]
         assert await node.ls(f"/task/{id}/fd") == ["ctl", "0", "0ctl", "1", "1ctl", "2", "2ctl"]
         assert await node.ls(f"/task/{id}/ns") == ["ctl", "mounts", "binds", "dump", "root"]
