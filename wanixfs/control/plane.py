@@ -48,6 +48,9 @@ class Limits:
     max_output_bytes: int = 64 << 20
 
 
+DEFAULT_LIMITS = Limits()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
     """A run for a worker to start."""
@@ -76,7 +79,7 @@ class ControlPlane:
         self,
         store: Store,
         *,
-        limits: Limits = Limits(),
+        limits: Limits = DEFAULT_LIMITS,
         now_ms: Callable[[], int] = _now_ms,
         new_id: Callable[[], str] = lambda: uuid4().hex,
         ring: Callable[[str], None] = lambda bell: None,
@@ -120,6 +123,11 @@ class ControlPlane:
         """Return a task. ENOENT: there is none."""
         async with self._transaction() as (transaction, _):
             return await _found(transaction, task_id)
+
+    async def run(self, run_id: RunId) -> Run:
+        """Return a run. ENOENT: there is none."""
+        async with self._transaction() as (transaction, _):
+            return await _run(transaction, run_id)
 
     async def tasks(self, *, status: TaskStatus | None = None, agent: str = "", limit: int = 100) -> list[Task]:
         """Return tasks, newest first."""
@@ -268,6 +276,11 @@ class ControlPlane:
         async with self._transaction() as (transaction, _):
             return await transaction.workers()
 
+    async def worker(self, worker_id: WorkerId) -> Worker:
+        """Return a worker. ENOENT: there is none."""
+        async with self._transaction() as (transaction, _):
+            return await _known(transaction, worker_id)
+
     async def runs_of(self, worker_id: WorkerId) -> list[Run]:
         """Return the runs that a worker has now."""
         async with self._transaction() as (transaction, _):
@@ -284,7 +297,8 @@ class ControlPlane:
     async def forget(self, worker_id: WorkerId, reason: str) -> None:
         """End a worker's lease now (it is revoked, or silent): its runs are lost, and tried elsewhere."""
         async with self._transaction() as (transaction, bells):
-            await self._lose_runs(transaction, bells, await _known(transaction, worker_id), reason)
+            if worker := await transaction.worker(worker_id):
+                await self._lose_runs(transaction, bells, worker, reason)
 
     async def reap(self) -> None:
         """Do what time asks for: end leases without a heartbeat, fail what is past its deadline, offer what waited

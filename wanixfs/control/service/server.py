@@ -1,0 +1,112 @@
+"""A control plane's ports: one for workers, who show a certificate of the authority's, one for clients with tokens."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from errno import EADDRINUSE
+
+import grpc
+import structlog
+
+from wanixfs.control.model import WorkerId
+from wanixfs.control.plane import DEFAULT_LIMITS, ControlPlane, Limits
+from wanixfs.control.proto import taskrun_v1_pb2_grpc as rpc
+from wanixfs.control.security.access import Access
+from wanixfs.control.security.authority import Authority
+from wanixfs.control.service.bells import Bells
+from wanixfs.control.service.runs import RunService
+from wanixfs.control.service.tasks import TaskService, WorkerService
+from wanixfs.control.store.base import Store
+
+log = structlog.get_logger("control")
+
+MAX_MESSAGE = 4 << 20
+REAP_SECONDS = 1.0
+GRACE_SECONDS = 2.0
+OPTIONS = [
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", MAX_MESSAGE),
+    ("grpc.max_metadata_size", 16 << 10),
+    # A peer that was stopped, or whose network is gone, is noticed by the ping's own timeout, not TCP's.
+    ("grpc.keepalive_time_ms", 15_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """A control plane that is being served, and the ports it was given."""
+
+    plane: ControlPlane
+    access: Access
+    worker_port: int
+    client_port: int
+    bells: Bells
+
+    async def revoke(self, worker_id: WorkerId) -> int:
+        """Revoke a worker's certificates, end its streams and try its runs elsewhere. Return how many. ENOENT."""
+        revoked = await self.access.revoke(worker_id)
+        self.bells.ring(f"certificates/{worker_id}")
+        await self.plane.forget(worker_id, "the worker is revoked")
+        return revoked
+
+
+@asynccontextmanager
+async def served(
+    store: Store,
+    authority: Authority,
+    *,
+    host: str = "127.0.0.1",
+    worker_port: int = 0,
+    client_port: int = 0,
+    limits: Limits = DEFAULT_LIMITS,
+    certificate_life: timedelta = timedelta(days=1),
+) -> AsyncIterator[Serving]:
+    """Serve a control plane as long as the block lasts; port 0 is any that is free. OSError: a port is taken."""
+    bells = Bells()
+    plane = ControlPlane(store, limits=limits, ring=bells.ring)
+    access = Access(store, authority, certificate_life=certificate_life)
+    own = authority.server(host)
+    pairs = [(own.key, own.certificate)]
+    workers, clients = grpc.aio.server(options=OPTIONS), grpc.aio.server(options=OPTIONS)
+    rpc.add_RunServiceServicer_to_server(RunService(plane, access, bells), workers)
+    rpc.add_TaskServiceServicer_to_server(TaskService(plane, access, bells), clients)
+    rpc.add_WorkerServiceServicer_to_server(WorkerService(plane, access), clients)
+    mutual = grpc.ssl_server_credentials(pairs, root_certificates=access.authority, require_client_auth=True)
+    try:
+        ports = (
+            _bound(workers, host, worker_port, mutual),
+            _bound(clients, host, client_port, grpc.ssl_server_credentials(pairs)),
+        )
+        await workers.start()
+        await clients.start()
+        reaper = asyncio.create_task(_reap(plane))
+        try:
+            yield Serving(plane, access, *ports, bells)
+        finally:
+            reaper.cancel()
+    finally:
+        await asyncio.gather(workers.stop(GRACE_SECONDS), clients.stop(GRACE_SECONDS))
+
+
+def _bound(server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials) -> int:
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        return server.add_secure_port(address, credentials)
+    except RuntimeError as error:
+        raise OSError(EADDRINUSE, f"cannot listen at {address}: {error}") from None
+
+
+async def _reap(plane: ControlPlane) -> None:
+    """Let time act on the plane. A failure is logged and tried again: without it no lease would ever end."""
+    while True:
+        try:
+            await plane.reap()
+        except Exception:
+            log.exception("what time asks for could not be done")
+        await asyncio.sleep(REAP_SECONDS)
