@@ -62,6 +62,7 @@ class Client:
     def __init__(self, opened: grpc.aio.Channel, metadata: tuple[tuple[str, str], ...] = ()) -> None:
         self.tasks = rpc.TaskServiceStub(opened)
         self.workers = rpc.WorkerServiceStub(opened)
+        self.access = rpc.AccessServiceStub(opened)
         self.metadata = metadata
 
     async def create(self, agent: str = "echo", **words: object) -> pb.Task:
@@ -73,6 +74,10 @@ class Client:
 
     async def cancel(self, task_id: str) -> pb.Task:
         return await self.tasks.CancelTask(pb.CancelTaskRequest(id=task_id), metadata=self.metadata, timeout=SECONDS)
+
+    async def revoke(self, name: str) -> pb.RevokeWorkerResponse:
+        asked = pb.RevokeWorkerRequest(worker_id=name)
+        return await self.access.RevokeWorker(asked, metadata=self.metadata, timeout=SECONDS)
 
     async def end_of(self, task_id: str) -> pb.Task:
         """Watch a task until it is over, and return it."""

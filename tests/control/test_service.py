@@ -275,10 +275,14 @@ def test_a_worker_cannot_take_anothers_name_nor_speak_first_of_something_else() 
 def test_revocation_ends_a_live_stream_and_tries_its_runs_elsewhere() -> None:
     async def body(serving: Serving) -> None:
         pair = await enrolled(serving, "w1")
-        async with client(serving) as me, worker(serving, "w1", pair) as stream, worker(serving, "w2") as other:
+        async with (
+            client(serving, Role.ADMIN) as me,
+            worker(serving, "w1", pair) as stream,
+            worker(serving, "w2") as other,
+        ):
             task = await me.create()
             await taken(stream)
-            assert await serving.revoke(WorkerId("w1")) == 1
+            assert (await me.revoke("w1")).certificates == 1
             assert await asyncio.wait_for(stream.refusal(), SECONDS) == Code.PERMISSION_DENIED
             run_id = await taken(other, "w2")
             await other.report(run_id, pb.RUN_STATUS_COMPLETED)

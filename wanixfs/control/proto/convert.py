@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from errno import EINVAL
 
+from wanixfs.control.credentials import Role
 from wanixfs.control.model import (
     Agent,
     FanOut,
@@ -47,6 +48,11 @@ def _word(names: Iterable[tuple[str, int]], value: int, prefix: str) -> str:
         if number == value != 0:
             return name.removeprefix(prefix)
     raise OSError(EINVAL, f"{value} is no {prefix.removesuffix('_')}")
+
+
+def role(value: int) -> Role:
+    """Return a role. EINVAL: there is no such number, or it says nothing."""
+    return Role(_word(pb.Role.items(), value, "ROLE_").lower())
 
 
 def run_status_to(status: RunStatus) -> pb.RunStatus.ValueType:

@@ -44,6 +44,11 @@ class RunServiceStub:
                 request_serializer=wanixfs_dot_control_dot_proto_dot_taskrun__v1__pb2.RunClientMessage.SerializeToString,
                 response_deserializer=wanixfs_dot_control_dot_proto_dot_taskrun__v1__pb2.RunServerMessage.FromString,
                 _registered_method=True)
+        self.Renew = channel.unary_unary(
+                '/taskrun.v1.RunService/Renew',
+                request_serializer=wanixfs_dot_control_dot_proto_dot_taskrun__v1__pb2.RenewRequest.SerializeToString,
+                response_deserializer=wanixfs_dot_control_dot_proto_dot_taskrun__v1__pb2.RenewResponse.FromString,
+                _registered_method=True)
 
 
 class RunServiceServicer:
@@ -61,6 +66,13 @@ class RunServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Renew(self, request, context):
+        """A certificate for a new key, for the worker whose certificate this connection was made with.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RunServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -73,6 +85,11 @@ def add_RunServiceServicer_to_server(servicer, server):
                     servicer.StreamConnect,
                     request_deserializer=wanixfs_dot_control_dot_proto_dot_taskrun__v1__pb2.RunClientMessage.FromString,
                     response_serializer=wanixfs_dot_control_dot_proto_dot_taskrun__v1__pb2.RunServerMessage.SerializeToString,
+            ),
+            'Renew': grpc.unary_unary_rpc_method_handler(
+                    servicer.Renew,
+                    request_deserializer=wanixfs_dot_control_dot_proto_dot_taskrun__v1__pb2.RenewRequest.FromString,
+                    response_serializer=wanixfs_dot_control_dot_proto_dot_taskrun__v1__pb2.RenewResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -129,6 +146,33 @@ class RunService:
             '/taskrun.v1.RunService/StreamConnect',
             wanixfs_dot_control_dot_proto_dot_taskrun__v1__pb2.RunClientMessage.SerializeToString,
             wanixfs_dot_control_dot_proto_dot_taskrun__v1__pb2.RunServerMessage.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Renew(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskrun.v1.RunService/Renew',
+            wanixfs_dot_control_dot_proto_dot_taskrun__v1__pb2.RenewRequest.SerializeToString,
+            wanixfs_dot_control_dot_proto_dot_taskrun__v1__pb2.RenewResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -576,6 +620,121 @@ class WorkerService:
             '/taskrun.v1.WorkerService/DrainWorker',
             wanixfs_dot_control_dot_proto_dot_taskrun__v1__pb2.DrainWorkerRequest.SerializeToString,
             wanixfs_dot_control_dot_proto_dot_taskrun__v1__pb2.Worker.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class AccessServiceStub:
+    """Missing associated documentation comment in .proto file."""
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.IssueToken = channel.unary_unary(
+                '/taskrun.v1.AccessService/IssueToken',
+                request_serializer=wanixfs_dot_control_dot_proto_dot_taskrun__v1__pb2.IssueTokenRequest.SerializeToString,
+                response_deserializer=wanixfs_dot_control_dot_proto_dot_taskrun__v1__pb2.IssueTokenResponse.FromString,
+                _registered_method=True)
+        self.RevokeWorker = channel.unary_unary(
+                '/taskrun.v1.AccessService/RevokeWorker',
+                request_serializer=wanixfs_dot_control_dot_proto_dot_taskrun__v1__pb2.RevokeWorkerRequest.SerializeToString,
+                response_deserializer=wanixfs_dot_control_dot_proto_dot_taskrun__v1__pb2.RevokeWorkerResponse.FromString,
+                _registered_method=True)
+
+
+class AccessServiceServicer:
+    """Missing associated documentation comment in .proto file."""
+
+    def IssueToken(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeWorker(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_AccessServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'IssueToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.IssueToken,
+                    request_deserializer=wanixfs_dot_control_dot_proto_dot_taskrun__v1__pb2.IssueTokenRequest.FromString,
+                    response_serializer=wanixfs_dot_control_dot_proto_dot_taskrun__v1__pb2.IssueTokenResponse.SerializeToString,
+            ),
+            'RevokeWorker': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeWorker,
+                    request_deserializer=wanixfs_dot_control_dot_proto_dot_taskrun__v1__pb2.RevokeWorkerRequest.FromString,
+                    response_serializer=wanixfs_dot_control_dot_proto_dot_taskrun__v1__pb2.RevokeWorkerResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'taskrun.v1.AccessService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('taskrun.v1.AccessService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class AccessService:
+    """Missing associated documentation comment in .proto file."""
+
+    @staticmethod
+    def IssueToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskrun.v1.AccessService/IssueToken',
+            wanixfs_dot_control_dot_proto_dot_taskrun__v1__pb2.IssueTokenRequest.SerializeToString,
+            wanixfs_dot_control_dot_proto_dot_taskrun__v1__pb2.IssueTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeWorker(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskrun.v1.AccessService/RevokeWorker',
+            wanixfs_dot_control_dot_proto_dot_taskrun__v1__pb2.RevokeWorkerRequest.SerializeToString,
+            wanixfs_dot_control_dot_proto_dot_taskrun__v1__pb2.RevokeWorkerResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,12 +35,16 @@ class RunServiceStub:
     def __new__(cls, channel: _aio.Channel) -> RunServiceAsyncStub: ...
     Connect: _grpc.StreamStreamMultiCallable[_taskrun_v1_pb2.RunClientMessage, _taskrun_v1_pb2.RunServerMessage]
     StreamConnect: _grpc.StreamStreamMultiCallable[_taskrun_v1_pb2.RunClientMessage, _taskrun_v1_pb2.RunServerMessage]
+    Renew: _grpc.UnaryUnaryMultiCallable[_taskrun_v1_pb2.RenewRequest, _taskrun_v1_pb2.RenewResponse]
+    """A certificate for a new key, for the worker whose certificate this connection was made with."""
 
 @_typing.type_check_only
 class RunServiceAsyncStub(RunServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Connect: _aio.StreamStreamMultiCallable[_taskrun_v1_pb2.RunClientMessage, _taskrun_v1_pb2.RunServerMessage]  # type: ignore[assignment]
     StreamConnect: _aio.StreamStreamMultiCallable[_taskrun_v1_pb2.RunClientMessage, _taskrun_v1_pb2.RunServerMessage]  # type: ignore[assignment]
+    Renew: _aio.UnaryUnaryMultiCallable[_taskrun_v1_pb2.RenewRequest, _taskrun_v1_pb2.RenewResponse]  # type: ignore[assignment]
+    """A certificate for a new key, for the worker whose certificate this connection was made with."""
 
 class RunServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -56,6 +60,14 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_taskrun_v1_pb2.RunClientMessage],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_taskrun_v1_pb2.RunServerMessage], _abc.AsyncIterator[_taskrun_v1_pb2.RunServerMessage]]: ...
+
+    @_abc_1.abstractmethod
+    def Renew(
+        self,
+        request: _taskrun_v1_pb2.RenewRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_taskrun_v1_pb2.RenewResponse, _abc.Awaitable[_taskrun_v1_pb2.RenewResponse]]:
+        """A certificate for a new key, for the worker whose certificate this connection was made with."""
 
 def add_RunServiceServicer_to_server(servicer: RunServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
@@ -171,3 +183,34 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_taskrun_v1_pb2.Worker, _abc.Awaitable[_taskrun_v1_pb2.Worker]]: ...
 
 def add_WorkerServiceServicer_to_server(servicer: WorkerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class AccessServiceStub:
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> AccessServiceAsyncStub: ...
+    IssueToken: _grpc.UnaryUnaryMultiCallable[_taskrun_v1_pb2.IssueTokenRequest, _taskrun_v1_pb2.IssueTokenResponse]
+    RevokeWorker: _grpc.UnaryUnaryMultiCallable[_taskrun_v1_pb2.RevokeWorkerRequest, _taskrun_v1_pb2.RevokeWorkerResponse]
+
+@_typing.type_check_only
+class AccessServiceAsyncStub(AccessServiceStub):
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    IssueToken: _aio.UnaryUnaryMultiCallable[_taskrun_v1_pb2.IssueTokenRequest, _taskrun_v1_pb2.IssueTokenResponse]  # type: ignore[assignment]
+    RevokeWorker: _aio.UnaryUnaryMultiCallable[_taskrun_v1_pb2.RevokeWorkerRequest, _taskrun_v1_pb2.RevokeWorkerResponse]  # type: ignore[assignment]
+
+class AccessServiceServicer(metaclass=_abc_1.ABCMeta):
+    @_abc_1.abstractmethod
+    def IssueToken(
+        self,
+        request: _taskrun_v1_pb2.IssueTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_taskrun_v1_pb2.IssueTokenResponse, _abc.Awaitable[_taskrun_v1_pb2.IssueTokenResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def RevokeWorker(
+        self,
+        request: _taskrun_v1_pb2.RevokeWorkerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_taskrun_v1_pb2.RevokeWorkerResponse, _abc.Awaitable[_taskrun_v1_pb2.RevokeWorkerResponse]]: ...
+
+def add_AccessServiceServicer_to_server(servicer: AccessServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -58,6 +58,13 @@ class RunService(rpc.RunServiceServicer):
     ) -> None:
         await self.Connect(request_iterator, context)
 
+    async def Renew(self, request: pb.RenewRequest, context: Context) -> pb.RenewResponse:
+        async with answered(context):
+            renewed = await self._access.renew(certificate(context), request.csr)
+            return pb.RenewResponse(
+                worker_cert=renewed.certificate, ca_cert=renewed.authority, expires_at_ms=renewed.expires_at_ms
+            )
+
     async def _give(self, stream: "_Stream") -> None:
         """Claim runs for a worker as long as no newer stream of its does."""
         with self._bells.listening(WORK, f"worker/{stream.worker_id}") as changed:

@@ -1,4 +1,4 @@
-"""A control plane's ports: one for workers, who show a certificate of the authority's, one for clients with tokens."""
+"""A control plane's ports: workers with certificates, clients with tokens, and those who are to become workers."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,12 +10,13 @@ from errno import EADDRINUSE
 import grpc
 import structlog
 
-from wanixfs.control.model import WorkerId
 from wanixfs.control.plane import DEFAULT_LIMITS, ControlPlane, Limits
 from wanixfs.control.proto import taskrun_v1_pb2_grpc as rpc
 from wanixfs.control.security.access import Access
 from wanixfs.control.security.authority import Authority
+from wanixfs.control.service.access import AccessService
 from wanixfs.control.service.bells import Bells
+from wanixfs.control.service.enrollment import enrolling
 from wanixfs.control.service.runs import RunService
 from wanixfs.control.service.tasks import TaskService, WorkerService
 from wanixfs.control.store.base import Store
@@ -46,14 +47,7 @@ class Serving:
     access: Access
     worker_port: int
     client_port: int
-    bells: Bells
-
-    async def revoke(self, worker_id: WorkerId) -> int:
-        """Revoke a worker's certificates, end its streams and try its runs elsewhere. Return how many. ENOENT."""
-        revoked = await self.access.revoke(worker_id)
-        self.bells.ring(f"certificates/{worker_id}")
-        await self.plane.forget(worker_id, "the worker is revoked")
-        return revoked
+    enroll_port: int
 
 
 @asynccontextmanager
@@ -64,6 +58,7 @@ async def served(
     host: str = "127.0.0.1",
     worker_port: int = 0,
     client_port: int = 0,
+    enroll_port: int = 0,
     limits: Limits = DEFAULT_LIMITS,
     certificate_life: timedelta = timedelta(days=1),
 ) -> AsyncIterator[Serving]:
@@ -77,6 +72,7 @@ async def served(
     rpc.add_RunServiceServicer_to_server(RunService(plane, access, bells), workers)
     rpc.add_TaskServiceServicer_to_server(TaskService(plane, access, bells), clients)
     rpc.add_WorkerServiceServicer_to_server(WorkerService(plane, access), clients)
+    rpc.add_AccessServiceServicer_to_server(AccessService(plane, access, bells), clients)
     mutual = grpc.ssl_server_credentials(pairs, root_certificates=access.authority, require_client_auth=True)
     try:
         ports = (
@@ -87,7 +83,8 @@ async def served(
         await clients.start()
         reaper = asyncio.create_task(_reap(plane))
         try:
-            yield Serving(plane, access, *ports, bells)
+            async with enrolling(access, own, host=host, port=enroll_port) as enroll_at:
+                yield Serving(plane, access, *ports, enroll_at)
         finally:
             reaper.cancel()
     finally:
