@@ -86,7 +86,9 @@ export const lookAtDetail = reader(async () => {
   try {
     const { result, seq } = await ask("GET", `/api/sessions/${encodeURIComponent(id)}?limit=${PAGE}`);
     if (route.value.id !== id) return;
-    const before = detail.value?.id === id ? (detail.value.older ?? []) : []; // what was asked for besides stays
+    const open = detail.value?.id === id ? detail.value : null;
+    if (open?.seq > seq) return void lookAtDetail(); // events have told more meanwhile: what was read is old
+    const before = open?.older ?? []; // what was asked for besides stays
     detail.value = { ...result, seq, older: before };
   } catch (error) {
     if (error.status === 404) detail.value = { id, missing: true, tasks: [], seq: 0 };
