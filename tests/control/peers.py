@@ -54,7 +54,7 @@ async def channel(port: int, authority: bytes, pair: KeyPair | None = None) -> A
 @asynccontextmanager
 async def client(serving: Serving, role: Role = Role.SUBMIT) -> AsyncIterator["Client"]:
     token = await serving.access.issue(role, "me")
-    async with channel(serving.client_port, serving.access.authority) as opened:
+    async with channel(serving.ports.clients, serving.access.authority) as opened:
         yield Client(opened, (("authorization", f"Bearer {token}"),))
 
 
@@ -132,5 +132,5 @@ class Stream:
 async def worker(serving: Serving, name: str, pair: KeyPair | None = None) -> AsyncIterator[Stream]:
     """Open a worker's stream, of a worker that is enrolled for it unless it comes with its certificate."""
     own = pair or await enrolled(serving, name)
-    async with channel(serving.worker_port, serving.access.authority, own) as opened:
+    async with channel(serving.ports.workers, serving.access.authority, own) as opened:
         yield Stream(opened)

@@ -36,9 +36,9 @@ def posted(port: int, body: bytes) -> int:
 def test_a_token_makes_a_machine_a_worker_that_renews_before_it_breaks() -> None:
     async def body(serving: Serving) -> None:
         token = await serving.access.issue(Role.ENROLL, "w1")
-        pair, authority = await asyncio.to_thread(join, HOST, serving.enroll_port, token)
+        pair, authority = await asyncio.to_thread(join, HOST, serving.ports.enrollment, token)
         assert (worker_of(pair.certificate), authority) == ("w1", serving.access.authority)
-        async with channel(serving.worker_port, authority, pair) as opened:
+        async with channel(serving.ports.workers, authority, pair) as opened:
             stream = Stream(opened)
             await stream.hello("w1")
             await stream.hear("ack")
@@ -46,7 +46,7 @@ def test_a_token_makes_a_machine_a_worker_that_renews_before_it_breaks() -> None
             asked = pb.RenewRequest(csr=request(key, "w1"))
             renewed = await rpc.RunServiceStub(opened).Renew(asked, timeout=SECONDS)
             assert serial_of(renewed.worker_cert) != serial_of(pair.certificate)
-            async with channel(serving.worker_port, authority, KeyPair(key, renewed.worker_cert)) as after:
+            async with channel(serving.ports.workers, authority, KeyPair(key, renewed.worker_cert)) as after:
                 next_stream = Stream(after)
                 await next_stream.hello("w1")
                 await next_stream.hear("ack")
@@ -64,11 +64,11 @@ def test_a_token_is_told_to_no_other_plane() -> None:
         token = await serving.access.issue(Role.ENROLL, "w1")
         other = BearerToken(token.secret, "0" * 64)
         with pytest.raises(OSError, match="not the one that gave out the token") as refused:
-            await asyncio.to_thread(join, HOST, serving.enroll_port, other)
+            await asyncio.to_thread(join, HOST, serving.ports.enrollment, other)
         assert refused.value.errno == EACCES
-        await asyncio.to_thread(join, HOST, serving.enroll_port, token)
+        await asyncio.to_thread(join, HOST, serving.ports.enrollment, token)
         with pytest.raises(OSError, match="has been used"):
-            await asyncio.to_thread(join, HOST, serving.enroll_port, token)
+            await asyncio.to_thread(join, HOST, serving.ports.enrollment, token)
 
     on_plane(body)
 
@@ -76,7 +76,7 @@ def test_a_token_is_told_to_no_other_plane() -> None:
 def test_refusals_are_told_by_their_status() -> None:
     async def body(serving: Serving) -> None:
         async def status(**words: object) -> int:
-            return await asyncio.to_thread(posted, serving.enroll_port, json.dumps(words).encode())
+            return await asyncio.to_thread(posted, serving.ports.enrollment, json.dumps(words).encode())
 
         token = await serving.access.issue(Role.ENROLL, "w1")
         csr = request(new_key(), "w1").decode()
@@ -84,7 +84,7 @@ def test_refusals_are_told_by_their_status() -> None:
         assert await status(bootstrap_token=str(token), csr="rubbish") == 400
         assert await status(bootstrap_token="rubbish", csr=csr) == 401
         assert await status(bootstrap_token=f"{'x' * 43}.{token.fingerprint}", csr=csr) == 401
-        assert await asyncio.to_thread(posted, serving.enroll_port, b"x" * (MAX_BODY + 1)) == 400
+        assert await asyncio.to_thread(posted, serving.ports.enrollment, b"x" * (MAX_BODY + 1)) == 400
         assert await status(bootstrap_token=str(token), csr=csr) == 200
         assert await status(bootstrap_token=str(token), csr=csr) == 409
 
@@ -104,7 +104,7 @@ def test_administrators_alone_give_out_tokens_and_revoke() -> None:
                 assert refused.value.code() == grpc.StatusCode.PERMISSION_DENIED
         async with client(serving, Role.ADMIN) as admin:
             answer = await admin.access.IssueToken(asked, metadata=admin.metadata)
-            await asyncio.to_thread(join, HOST, serving.enroll_port, BearerToken.read(answer.token))
+            await asyncio.to_thread(join, HOST, serving.ports.enrollment, BearerToken.read(answer.token))
             revoked = await admin.revoke("w1")
             assert revoked.certificates == 1
 

@@ -181,7 +181,7 @@ def test_a_client_without_a_token_or_the_role_is_refused() -> None:
             assert await refused(reader.task("none")) == Code.NOT_FOUND
             drain = pb.DrainWorkerRequest(worker_id="w1")
             assert await refused(reader.workers.DrainWorker(drain, metadata=reader.metadata)) == Code.PERMISSION_DENIED
-        async with channel(serving.client_port, serving.access.authority) as opened:
+        async with channel(serving.ports.clients, serving.access.authority) as opened:
             for metadata in ((), (("authorization", "Bearer x"),), (("authorization", "Basic " + "a" * 43),)):
                 assert await refused(Client(opened, metadata).create()) == Code.PERMISSION_DENIED
 
@@ -238,7 +238,7 @@ def test_a_worker_without_a_certificate_of_ours_gets_no_stream(make: object, cod
 
     async def body(serving: Serving) -> None:
         pair = make(serving, ours) if callable(make) else None
-        async with channel(serving.worker_port, serving.access.authority, pair) as opened:
+        async with channel(serving.ports.workers, serving.access.authority, pair) as opened:
             stream = Stream(opened)
             try:
                 await stream.hello("w1")
@@ -252,7 +252,7 @@ def test_a_worker_without_a_certificate_of_ours_gets_no_stream(make: object, cod
 
 def test_a_worker_pins_its_planes_authority() -> None:
     async def body(serving: Serving) -> None:
-        async with channel(serving.client_port, Authority.made().pair.certificate) as opened:
+        async with channel(serving.ports.clients, Authority.made().pair.certificate) as opened:
             assert await refused(Client(opened).create()) == Code.UNAVAILABLE
 
     on_plane(body)

@@ -1258,17 +1258,21 @@ class StreamOutputRequest(_message.Message):
 
     RUN_ID_FIELD_NUMBER: _builtins.int
     SINCE_SEQ_FIELD_NUMBER: _builtins.int
+    ONLY_KEPT_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     since_seq: _builtins.int
+    only_kept: _builtins.bool
+    """end with what is kept now"""
     def __init__(
         self,
         *,
         run_id: _builtins.str = ...,
         since_seq: _builtins.int = ...,
+        only_kept: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["run_id", b"run_id", "since_seq", b"since_seq"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["only_kept", b"only_kept", "run_id", b"run_id", "since_seq", b"since_seq"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

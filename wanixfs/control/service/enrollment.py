@@ -4,11 +4,9 @@ import asyncio
 import json
 import os
 import socket
-import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from errno import EACCES, EALREADY, EINVAL
-from pathlib import Path
 from typing import Any, cast
 
 from hypercorn.asyncio import serve
@@ -80,10 +78,14 @@ async def enrolling(access: Access, own: KeyPair, *, host: str, port: int) -> As
     """Serve enrollment as long as the block lasts, and give its port. OSError: it is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     stopped = asyncio.Event()
-    with socket.create_server((host, port), family=family) as listener, tempfile.TemporaryDirectory() as folder:
+    with (
+        socket.create_server((host, port), family=family) as listener,
+        _as_file(own.certificate) as certificate,
+        _as_file(own.key) as key,
+    ):
         config = Config()
         config.bind = [f"fd://{os.dup(listener.fileno())}"]
-        config.certfile, config.keyfile = _files(Path(folder), own)
+        config.certfile, config.keyfile = certificate, key
         config.include_server_header = False
         config.errorlog = None
         served = asyncio.create_task(serve(cast(Any, application(access)), config, shutdown_trigger=stopped.wait))
@@ -94,9 +96,10 @@ async def enrolling(access: Access, own: KeyPair, *, host: str, port: int) -> As
             await served
 
 
-def _files(folder: Path, pair: KeyPair) -> tuple[str, str]:
-    """Put a pair into files, which is how the TLS of Python takes it; the folder is ours alone."""
-    certificate, key = folder / "own.pem", folder / "own.key"
-    certificate.write_bytes(pair.certificate)
-    key.write_bytes(pair.key)
-    return str(certificate), str(key)
+@contextmanager
+def _as_file(content: bytes) -> Iterator[str]:
+    """Give the path of a file with this content: Python's TLS takes no other, and a key is not for a disk."""
+    with open(os.memfd_create("pem"), "wb") as file:
+        file.write(content)
+        file.flush()
+        yield f"/proc/self/fd/{file.fileno()}"

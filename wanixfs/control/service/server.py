@@ -39,15 +39,25 @@ OPTIONS = [
 ]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ports:
+    """The ports of a control plane; 0 is any that is free."""
+
+    workers: int = 0
+    clients: int = 0
+    enrollment: int = 0
+
+
+ANY_PORTS = Ports()
+
+
 @dataclass(frozen=True, slots=True)
 class Serving:
     """A control plane that is being served, and the ports it was given."""
 
     plane: ControlPlane
     access: Access
-    worker_port: int
-    client_port: int
-    enroll_port: int
+    ports: Ports
 
 
 @asynccontextmanager
@@ -56,13 +66,11 @@ async def served(
     authority: Authority,
     *,
     host: str = "127.0.0.1",
-    worker_port: int = 0,
-    client_port: int = 0,
-    enroll_port: int = 0,
+    ports: Ports = ANY_PORTS,
     limits: Limits = DEFAULT_LIMITS,
     certificate_life: timedelta = timedelta(days=1),
 ) -> AsyncIterator[Serving]:
-    """Serve a control plane as long as the block lasts; port 0 is any that is free. OSError: a port is taken."""
+    """Serve a control plane as long as the block lasts. OSError: a port is taken."""
     bells = Bells()
     plane = ControlPlane(store, limits=limits, ring=bells.ring)
     access = Access(store, authority, certificate_life=certificate_life)
@@ -75,16 +83,15 @@ async def served(
     rpc.add_AccessServiceServicer_to_server(AccessService(plane, access, bells), clients)
     mutual = grpc.ssl_server_credentials(pairs, root_certificates=access.authority, require_client_auth=True)
     try:
-        ports = (
-            _bound(workers, host, worker_port, mutual),
-            _bound(clients, host, client_port, grpc.ssl_server_credentials(pairs)),
-        )
+        worker_port = _bound(workers, host, ports.workers, mutual)
+        client_port = _bound(clients, host, ports.clients, grpc.ssl_server_credentials(pairs))
         await workers.start()
         await clients.start()
         reaper = asyncio.create_task(_reap(plane))
         try:
-            async with enrolling(access, own, host=host, port=enroll_port) as enroll_at:
-                yield Serving(plane, access, *ports, enroll_at)
+            async with enrolling(access, own, host=host, port=ports.enrollment) as enroll_port:
+                given = Ports(workers=worker_port, clients=client_port, enrollment=enroll_port)
+                yield Serving(plane, access, given)
         finally:
             reaper.cancel()
     finally:

@@ -70,7 +70,7 @@ class TaskService(rpc.TaskServiceServicer):
                         yield convert.chunk_to(chunk)
                         since = chunk.seq + 1
                     if not chunks:
-                        if is_over(run.status):
+                        if request.only_kept or is_over(run.status):
                             return
                         await changed.wait()
 
