@@ -16,6 +16,7 @@ import signal
 import socket
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from errno import EINVAL
 
 from tasks.taskd import privilege, processes, syscalls
@@ -23,6 +24,8 @@ from tasks.taskd.protocol import Message, ancillary, integer, received_fds, text
 
 MAX_ALLOWED = 64
 MAX_CONNECTIONS = 64
+FINISH_SECONDS = 2
+"""How long what an ended task has said may take to reach its host."""
 CONNECT_SECONDS = 30.0
 CHUNK = 1 << 16
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _SIOCSIFADDR, _SIOCSIFNETMASK, _IFF_UP = 0x8913, 0x8914, 0x8916, 0x891C, 1
@@ -138,31 +141,62 @@ def _die_with(parent: int) -> None:
 
 
 def _serve(listeners: dict[int, Allowed]) -> None:
+    """Relay until SIGTERM: the task has ended. What it had said by then is still carried over, for a moment."""
     sockets = {fd: socket.socket(fileno=fd) for fd in listeners}
     relay = os.pidfd_open(os.getpid())
+    ended, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.set_wakeup_fd(wake)
     connections = 0
-    while True:
-        for fd in select.select(list(sockets), [], [])[0]:
+
+    def accept(fd: int, *, ending: bool) -> None:
+        client, _ = sockets[fd].accept()
+        if os.fork() == 0:
+            try:
+                signal.set_wakeup_fd(-1)
+                _die_with(relay)
+                for listener in sockets.values():
+                    listener.close()
+                _connect(client, listeners[fd], ending=ending)
+            finally:
+                os._exit(0)
+        client.close()
+
+    while ended not in (ready := select.select([*sockets, ended], [], [])[0]):
+        for fd in ready:
             while connections and os.waitpid(-1, 0 if connections >= MAX_CONNECTIONS else os.WNOHANG)[0]:
                 connections -= 1
             try:
-                client, _ = sockets[fd].accept()
+                accept(fd, ending=False)
             except OSError:  # the client has gone again
                 continue
-            if os.fork() == 0:
-                try:
-                    _die_with(relay)
-                    for listener in sockets.values():
-                        listener.close()
-                    _connect(client, listeners[fd])
-                finally:
-                    os._exit(0)
             connections += 1
-            client.close()
+    signal.alarm(FINISH_SECONDS)
+    for fd, listener in sockets.items():
+        listener.setblocking(False)
+        with suppress(OSError):
+            while connections < MAX_CONNECTIONS:
+                accept(fd, ending=True)
+                connections += 1
+    with suppress(ChildProcessError):
+        while True:
+            os.wait()
 
 
-def _connect(client: socket.socket, allowed: Allowed) -> None:
-    """Carry one connection to its end. Where its host cannot be reached the client sees it reset."""
+def _connect(client: socket.socket, allowed: Allowed, *, ending: bool) -> None:
+    """Carry one connection to its end; once the task has ended, as far as the task has spoken.
+
+    Where its host cannot be reached the client sees it reset.
+    """
+    spoken = False
+
+    def end(*_: object) -> None:
+        nonlocal ending
+        ending = True
+        if spoken:
+            os._exit(0)
+
+    signal.signal(signal.SIGTERM, end)
     try:
         server = socket.create_connection((allowed.host, allowed.port), CONNECT_SECONDS)  # type: ignore[arg-type]
     except OSError:
@@ -173,12 +207,15 @@ def _connect(client: socket.socket, allowed: Allowed) -> None:
     here = os.pidfd_open(os.getpid())
     if os.fork() == 0:
         try:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             _die_with(here)
             _copy(server, client)
         finally:
             os._exit(0)
     _copy(client, server)
-    os.wait()
+    spoken = True
+    if not ending:
+        os.wait()
 
 
 def _copy(source: socket.socket, sink: socket.socket) -> None:

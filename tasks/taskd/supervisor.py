@@ -534,9 +534,10 @@ class Supervisor:
             "system_usec": int(usage.ru_stime * 1e6),
             "peak_bytes": usage.ru_maxrss * 1024,
         }
-        for pid in (task.init, task.relay):
-            if pid:
-                _signal(pid, signal.SIGKILL)
+        if task.init:
+            _signal(task.init, signal.SIGKILL)
+        if task.relay:
+            _signal(-task.relay, signal.SIGTERM)  # its process group: what the task has said is still carried over
         self._finish(task)
 
     def _finish(self, task: Task) -> None:

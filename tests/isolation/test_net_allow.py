@@ -166,3 +166,21 @@ def test_task_gives_its_child_no_network_that_it_lacks(served: Served) -> None:
         assert task.attempt(child.format("::1:1")) == "EINVAL"
     with allowed(served) as task:
         assert task.attempt(child.format("localhost:1")) == "EPERM"
+
+
+def test_last_words_of_a_task_reach_their_host(served: Served) -> None:
+    assert served.mount
+    said = b"last words" * 10_000
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(SECONDS)
+        port = server.getsockname()[1]
+        script = f"import socket; socket.create_connection(('127.0.0.1', {port})).sendall(b'last words' * 10_000)"
+        for _ in range(10):
+            cell = new_cell(served.mount, f"net allow 127.0.0.1:{port}")
+            (cell.path / "args").write_bytes(b"\0".join((b"/usr/bin/python3", b"-Ic", script.encode(), b"")))
+            cell.ctl("start")
+            peer, _ = server.accept()
+            with peer:
+                peer.settimeout(SECONDS)
+                assert b"".join(iter(lambda peer=peer: peer.recv(65536), b"")) == said
+            assert cell.read("wait") == "0"
