@@ -29,6 +29,15 @@ def furnish(home: Path, user: User, template: Path | None) -> None:
     home.chmod(0o700)
 
 
+def belongs_to_another(folder: Path, user: User) -> bool:
+    """Tell whether a folder of the host is some third user's, and can so be shown as the session's own."""
+    try:
+        owner = folder.stat().st_uid
+    except OSError:
+        return False  # whoever binds it will say so
+    return os.geteuid() == 0 and owner not in (0, user.uid)
+
+
 def tidy(home: Path, user: User) -> int:
     """Make a home fit for its agent's start; return how many bytes of a torn last line were cut off its session file.
 

@@ -443,7 +443,8 @@ class Sessions:
         )
         binds = [*self.policy.binds, *spec.binds]
         if spec.live and spec.folder:
-            binds.append(f"bind {quote('#host' + spec.folder)} {quote(f'{inside}/{home.WORK}')}")
+            flag = "-i " if home.belongs_to_another(Path(spec.folder), user) else ""
+            binds.append(f"bind {flag}{quote('#host' + spec.folder)} {quote(f'{inside}/{home.WORK}')}")
         if binds:
             await run_script("\n".join(binds), task.namespace, writer=self._writer(), who=ROOT)
             self.service.touched(task, "namespace", None, {"ns": dump(task.namespace.table)})

@@ -1,5 +1,7 @@
 """A session's home is its own: no other session's user can read it, whatever is bound for it."""
 
+import os
+
 import pytest
 import trio
 from sessions_node import linux_node
@@ -40,5 +42,25 @@ def test_homes_are_private_and_users_differ(tmp_path):
                 assert (home.st_mode & 0o7777, home.st_uid) == (0o700, user.uid)
             await node.sessions.remove("a")
             assert not node.house.homes.path(users[0]).exists()
+
+    trio.run(main)
+
+
+def test_a_folder_bound_live_is_the_sessions_own_inside_and_its_owners_outside(tmp_path):
+    folder = tmp_path / "project"
+    folder.mkdir(mode=0o700)
+    (folder / "there").write_text("before\n")
+    for path in (folder, folder / "there"):
+        os.chown(path, 4321, 4321)
+
+    async def main():
+        async with linux_node(tmp_path) as node:
+            await node.sessions.open("s", run=("/bin/sh",), folder=str(folder), live=True)
+            told = await node.ended(node.sessions.prompt("s", "cat there; stat -c %u . there; echo made >made"))
+            assert told.state is TurnState.COMPLETED, told
+            uid = str(node.sessions.get("s").user.uid)
+            assert told.output.split() == ["before", uid, uid]
+            made = (folder / "made").stat()
+            assert (made.st_uid, made.st_gid, (folder / "made").read_text()) == (4321, 4321, "made\n")
 
     trio.run(main)
