@@ -32,18 +32,18 @@ def project(tmp_path: Path) -> Path:
 def test_directory_bound_as_its_own_is_used_as_its_owner(served: Served, project: Path) -> None:
     assert served.mount
     cell = new_cell(served.mount)
-    cell.ctl(f"bind -i #host{project} /work", file="ns/ctl")
+    cell.ctl(f"bind -i #host{project} /given", file="ns/ctl")
     task = Prisoner(cell)
     try:
-        assert task.sees("return os.stat('/work').st_uid == os.getuid()") is True
-        assert task.sees("return read('/work/theirs')") == "theirs\n"
-        assert task.attempt("read('/work/roots')") == "EACCES"
-        assert task.sees("return os.stat('/work/roots').st_uid") == 65534
-        task.sees("open('/work/new', 'w').close()")
+        assert task.sees("return os.stat('/given').st_uid == os.getuid()") is True
+        assert task.sees("return read('/given/theirs')") == "theirs\n"
+        assert task.attempt("read('/given/roots')") == "EACCES"
+        assert task.sees("return os.stat('/given/roots').st_uid") == 65534
+        task.sees("open('/given/new', 'w').close()")
         assert (project / "new").stat().st_uid == OWNER
-        assert f"bind -i #host{project} /work\n" in (cell.path / "ns/dump").read_text()
+        assert f"bind -i #host{project} /given\n" in (cell.path / "ns/dump").read_text()
         assert "i\n" in (cell.path / "ns/mounts").read_text()
-        shown = (cell.path / "ns/root/work").stat().st_uid
+        shown = (cell.path / "ns/root/given").stat().st_uid
         assert task.sees(f"return os.getuid() == {shown}") is True, "the tree of the server shows the same"
     finally:
         task.release()
@@ -53,12 +53,12 @@ def test_directory_is_given_and_taken_while_the_task_runs(served: Served, projec
     assert served.mount
     task = Prisoner(new_cell(served.mount))
     try:
-        task.cell.ctl(f"bind #host{project} /work", file="ns/ctl")
-        assert task.attempt("os.listdir('/work')") == "EACCES"
-        task.cell.ctl(f"bind -i #host{project} /work", file="ns/ctl")
-        assert task.sees("return sorted(os.listdir('/work'))") == ["roots", "theirs"]
-        task.cell.ctl("unbind /work", file="ns/ctl")
-        assert task.attempt("os.listdir('/work')") == "ENOENT"
+        task.cell.ctl(f"bind #host{project} /given", file="ns/ctl")
+        assert task.attempt("os.listdir('/given')") == "EACCES"
+        task.cell.ctl(f"bind -i #host{project} /given", file="ns/ctl")
+        assert task.sees("return sorted(os.listdir('/given'))") == ["roots", "theirs"]
+        task.cell.ctl("unbind /given", file="ns/ctl")
+        assert task.attempt("os.listdir('/given')") == "ENOENT"
     finally:
         task.release()
 

@@ -6,6 +6,7 @@ import pytest
 import trio
 from sessions_node import linux_node
 
+from tasks.sessions.home import WORK
 from tasks.sessions.states import TurnState
 
 pytestmark = pytest.mark.root
@@ -22,7 +23,7 @@ def test_no_session_can_read_anothers_home_even_where_it_is_bound(tmp_path):
                 assert told.state is TurnState.COMPLETED, told
             await node.sessions.open("a", binds=(f"bind #host{homes}/session.b /other",))
             for name in "ab":
-                look = f"cat /other/work/kept; ls /other; ls /home; cat /home/pw-{name}/work/kept; id -u"
+                look = f"cat /other/{WORK}/kept; ls /other; ls /home; cat /home/pw-{name}/{WORK}/kept; id -u"
                 seen = await node.ended(node.sessions.prompt(name, look))
                 uid = node.sessions.get(name).user.uid
                 assert seen.output.split() == [f"pw-{name}", f"secret-{name}", str(uid)]
