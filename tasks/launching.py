@@ -87,14 +87,14 @@ def _inherited(task: Task, number: int) -> int:
     parent = task.parent
     if parent is None or not parent.state.live or not parent.main_pid:
         raise OSError(EINVAL, f"descriptor {number} cannot be inherited: the parent has no process")
-    return take_descriptor(parent.main_pid, number)
+    return _take_descriptor(parent.main_pid, number)
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _PIDFD_GETFD = 438
 
 
-def take_descriptor(pid: int, number: int) -> int:
+def _take_descriptor(pid: int, number: int) -> int:
     """Return a duplicate of another process's descriptor (pidfd_getfd(2)). EINVAL where it has none."""
     process = os.pidfd_open(pid)
     try:

@@ -18,9 +18,9 @@ from ns.namespace import Namespace
 from ns.table import BindTable, Member, Place
 from tasks.drivers.linux.roots import Holder, Roots, steps_of, text_of, view_path
 from tasks.taskd.protocol import Message
+from tasks.taskd.stocks import MAX_STOCKS
 
 MAX_PARTS = 256
-MAX_STOCKS = 32
 
 Placed = tuple[int, Message | int]
 """A step (or its number in a stock) with the depth of its path: what lies deeper is mounted later."""
